@@ -1,0 +1,1 @@
+"""The `zrpc` command, one file per command."""

@@ -1,0 +1,1 @@
+"""TorchScript calls, Python calls and remote references between processes, on ZeroMQ."""

@@ -1,0 +1,32 @@
+"""Time, from one place: the only module of zrpc that imports `time`.
+
+Deadlines are points on the monotonic clock in float seconds; `None` means no deadline. Protocol code never reads a
+clock: it is given `now`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+Clock = Callable[[], float]
+"""A function that returns seconds on a monotonic clock."""
+
+monotonic: Clock = time.monotonic
+wall: Clock = time.time
+perf_ns = time.perf_counter_ns
+
+
+def deadline_after(seconds: float | None, now: float) -> float | None:
+    """The deadline `seconds` from `now`; `None` or 0 mean none, as a timeout of 0 does in torch's RPC."""
+    return None if not seconds else now + seconds
+
+
+def time_left(deadline: float | None, now: float) -> float | None:
+    """Seconds until `deadline`, at least 0; `None` for none."""
+    return None if deadline is None else max(0.0, deadline - now)
+
+
+def earliest(*deadlines: float | None) -> float | None:
+    """The first of some deadlines, `None` if there is none."""
+    return min((d for d in deadlines if d is not None), default=None)

@@ -1,0 +1,103 @@
+"""The options of one agent: what `init_rpc` runs with when nothing else is said.
+
+One rule: plain values with defaults, no parsing here (the launcher's schema, `zrpc.config`, checks what people write) and
+nothing read from the environment but in `from_environment`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zrpc.errors import ConfigError
+from zrpc.wire.limits import DEFAULT_LIMITS
+
+DEFAULT_RPC_TIMEOUT = 60.0
+"""Seconds; torch's default. 0 means none."""
+DEFAULT_NUM_WORKER_THREADS = 16
+"""torch's default: user functions that run at once on a worker."""
+DEFAULT_INIT_TIMEOUT = 120.0
+"""Seconds to find the broker and wait for the group."""
+
+CODECS = ("script", "python", "builtin")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """What an agent may be told. Times are seconds, sizes bytes."""
+
+    rpc_timeout: float = DEFAULT_RPC_TIMEOUT
+    """Deadline of a call that names none; 0 for no deadline."""
+    num_worker_threads: int = DEFAULT_NUM_WORKER_THREADS
+    """User functions that run at once."""
+    init_timeout: float = DEFAULT_INIT_TIMEOUT
+    """How long `init_rpc` looks for the broker and waits for its group."""
+    bind: str = "tcp://127.0.0.1:0"
+    """The address that other workers reach this one at; port 0 for any free one."""
+    advertise: str = ""
+    """The address told to others when it is not the bound one (behind NAT, or bound to 0.0.0.0)."""
+    codecs: tuple[str, ...] = CODECS
+    """The kinds of call that are accepted: 'script' (TorchScript), 'python' (pickles!), 'builtin' (torch operators)."""
+    accept_code: bool = True
+    """Whether TorchScript code that a caller sends is taken; if not, only functions that were here at start are run."""
+    code_cache_bytes: int = 256 << 20
+    """How much received TorchScript code is kept."""
+    max_message_bytes: int = DEFAULT_LIMITS.message_bytes
+    """A larger message is refused, on either side."""
+    security: bool = True
+    """CURVE encryption and authentication. Off lets anybody who reaches the port run code here."""
+    heartbeat_interval: float = 0.5
+    """How often the agent reports to the broker."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for field in ("rpc_timeout", "init_timeout"):
+            value = getattr(self, field)
+            if not isinstance(value, (int, float)) or value < 0:
+                problems.append(f"{field}: expected seconds, 0 or more, not {value!r}")
+        if not isinstance(self.num_worker_threads, int) or not 1 <= self.num_worker_threads <= 4096:
+            problems.append(f"num_worker_threads: expected 1 to 4096, not {self.num_worker_threads!r}")
+        unknown = [codec for codec in self.codecs if codec not in CODECS]
+        if unknown:
+            problems.append(f"codecs: expected some of {', '.join(CODECS)}, not {unknown!r}")
+        if not isinstance(self.max_message_bytes, int) or self.max_message_bytes < 1024:
+            problems.append(f"max_message_bytes: expected at least 1024, not {self.max_message_bytes!r}")
+        if not self.heartbeat_interval > 0:
+            problems.append(f"heartbeat_interval: expected seconds above 0, not {self.heartbeat_interval!r}")
+        if problems:
+            raise ConfigError("agent options", problems)
+
+    def replace(self, **changes: Any) -> AgentOptions:
+        """A copy with some fields changed. Raises `ConfigError` for a name that is no option."""
+        known = {field.name for field in dataclasses.fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise ConfigError("agent options", [f"{name}: there is no such option" for name in unknown])
+        if "codecs" in changes:
+            changes["codecs"] = tuple(changes["codecs"])
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The options as JSON, for `ZRPC_OPTIONS`."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> AgentOptions:
+    """Options as a launcher leaves them for its workers, in `ZRPC_OPTIONS` (a JSON object of fields).
+
+    Raises `ConfigError` when that is not one.
+    """
+    text = environ.get("ZRPC_OPTIONS", "")
+    if not text:
+        return AgentOptions()
+    try:
+        changes = json.loads(text)
+        if not isinstance(changes, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise ConfigError("environment variable ZRPC_OPTIONS", [f"expected a JSON object: {error}"]) from None
+    return AgentOptions().replace(**changes)

@@ -1,0 +1,119 @@
+"""Keys: who may be in the cluster, and how that is proved.
+
+One rule: nothing from a peer that has not proved its key reaches a decoder. A cluster has one secret of 32 bytes, kept in
+a key file (mode 0600). From it each side derives its CURVE key pair, one for the broker and one for the members, by keyed
+BLAKE2b over the cluster's name and the role; so whoever has the secret knows all public keys, and nothing is exchanged in
+the clear. ZeroMQ's ZAP hook then admits the member key (and the broker's own) and counts everybody else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+from zmq.utils import z85
+
+from zrpc.errors import ConfigError, KeyFileError
+
+FORMAT = 1
+SECRET_BYTES = 32
+ROLES = ("broker", "member")
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A CURVE key pair, in ZeroMQ's Z85 text (40 bytes each)."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Keyring:
+    """The cluster's keys, derived from its secret."""
+
+    cluster: str
+    secret: bytes = field(repr=False)
+
+    def pair(self, role: str) -> KeyPair:
+        """The key pair of a role, 'broker' or 'member'."""
+        if role not in ROLES:
+            raise ValueError(f"no role {role!r}; there are {ROLES}")
+        raw = hashlib.blake2b(
+            f"{self.cluster}\0{role}".encode(), digest_size=32, key=self.secret, person=b"zrpc curve key"
+        ).digest()
+        secret = z85.encode(raw)
+        return KeyPair(zmq.curve_public(secret), secret)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that tell two secrets apart and reveal nothing of them."""
+        return hashlib.blake2b(self.secret, digest_size=8, person=b"zrpc key id").hexdigest()
+
+
+def new_keyring(cluster: str) -> Keyring:
+    """A fresh secret for a cluster."""
+    return Keyring(cluster, secrets.token_bytes(SECRET_BYTES))
+
+
+def write_key_file(keyring: Keyring, path: str | os.PathLike[str]) -> Path:
+    """Write a key file that only its owner can read. Raises `KeyFileError` when it exists already."""
+    target = Path(path)
+    text = json.dumps({"zrpc-key": FORMAT, "cluster": keyring.cluster, "secret": keyring.secret.hex()}) + "\n"
+    try:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise KeyFileError(str(target), "it exists already", "Remove it first, or name another file.") from None
+    except OSError as error:
+        raise KeyFileError(str(target), f"cannot be written ({error.strerror})", "Name a writable place.") from None
+    with os.fdopen(fd, "w", encoding="ascii") as stream:
+        stream.write(text)
+    return target
+
+
+def load_key_file(path: str | os.PathLike[str]) -> Keyring:
+    """Read a key file. Raises `KeyFileError` when it is missing, malformed or open to others than its owner."""
+    target = Path(path)
+    try:
+        with target.open("r", encoding="ascii") as stream:
+            status = os.fstat(stream.fileno())
+            text = stream.read(65536)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror or str(error) if isinstance(error, OSError) else "it is not text"
+        raise KeyFileError(str(target), why, "`zrpc launch` makes one, `zrpc broker --new-key FILE` too.") from None
+    if os.name == "posix":
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            raise KeyFileError(
+                str(target),
+                f"others than its owner can read or write it (mode {stat.S_IMODE(status.st_mode):04o})",
+                f"Run: chmod 600 {target}",
+            )
+        if status.st_uid not in (os.geteuid(), 0):
+            raise KeyFileError(str(target), f"it belongs to user {status.st_uid}", "Use a file of your own.")
+    return parse_key(text, str(target))
+
+
+def parse_key(text: str, source: str) -> Keyring:
+    """The keyring in a key file's text. Raises `KeyFileError` when it is malformed."""
+    remedy = "It should be a file that `zrpc launch` or `zrpc broker --new-key` made."
+    try:
+        value = json.loads(text)
+        version, cluster, secret = value["zrpc-key"], value["cluster"], bytes.fromhex(value["secret"])
+    except (ValueError, KeyError, TypeError):
+        raise KeyFileError(source, "it is not a zrpc key file", remedy) from None
+    if version != FORMAT:
+        raise KeyFileError(source, f"it has format {version!r}, this version reads {FORMAT}", remedy)
+    if not isinstance(cluster, str) or len(secret) != SECRET_BYTES:
+        raise KeyFileError(source, f"its secret is {len(secret)} bytes, not {SECRET_BYTES}", remedy)
+    return Keyring(cluster, secret)
+
+
+def require_curve() -> None:
+    """Raise `ConfigError` when this build of ZeroMQ has no CURVE."""
+    if not zmq.has("curve"):
+        raise ConfigError("ZeroMQ", ["this build has no CURVE: install the pyzmq wheels, or set security: off"])

@@ -1,0 +1,364 @@
+"""The ZeroMQ transport: a ROUTER to listen, a DEALER for each link. The only module that uses ZeroMQ's sockets.
+
+One rule: a socket is used under its lock, and never inside a ZeroMQ wait: waiting is a poll of `ZMQ_FD` by the receiver,
+so any thread may send at any time. `ZMQ_FD` is edge-triggered and a send can consume an edge meant for the receiver,
+hence `send` reads `ZMQ_EVENTS` afterwards and says whether there is input.
+
+Sizes and times that ZeroMQ leaves unbounded by default are set here: message size, linger, handshake, heartbeats. The
+high-water marks are off, because they count messages and lose them silently; bytes are bounded above this layer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from zrpc.errors import ConfigError, Unavailable
+from zrpc.transport.base import Frames, Received, RouteGone, TransportStatistics
+from zrpc.transport.curve import Keyring, require_curve
+from zrpc.wire.limits import DEFAULT_LIMITS, Limits
+
+HEARTBEAT_MS = 1000
+"""How often ZeroMQ asks whether the peer's process still answers; off by default in ZeroMQ."""
+HEARTBEAT_TIMEOUT_MS = 2500
+HANDSHAKE_MS = 5000
+RECONNECT_MS = 50
+RECONNECT_MAX_MS = 1000
+LINGER_MS = 500
+"""How long closing a socket lets queued messages leave."""
+ZERO_COPY_BYTES = 64 * 1024
+"""Frames below this are copied by pyzmq in any case."""
+
+_ZAP_ADDRESS = "inproc://zeromq.zap.01"
+_NOBLOCK = zmq.NOBLOCK
+_SNDMORE = zmq.SNDMORE | zmq.NOBLOCK
+_RCVMORE = zmq.RCVMORE
+_POLLIN = zmq.POLLIN
+
+
+class _Doorkeeper:
+    """Answers ZeroMQ's authentication requests (ZAP, RFC 27): lets the allowed keys in, counts the others.
+
+    A thread of its own, blocked in a receive: it runs once for each new connection and costs nothing otherwise.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: frozenset[bytes]) -> None:
+        self._allowed = allowed
+        self.refused: Counter[str] = Counter()
+        self._socket = context.socket(zmq.REP)
+        self._socket.linger = 0
+        self._socket.bind(_ZAP_ADDRESS)
+        self._thread = threading.Thread(target=self._run, name="zrpc-doorkeeper", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                request = self._socket.recv_multipart()
+                self._socket.send_multipart(self._answer(request))
+        except zmq.ContextTerminated:
+            pass
+        finally:
+            self._socket.close()
+
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        if len(request) < 7 or request[0] != b"1.0":
+            self.refused["malformed"] += 1
+            return [b"1.0", request[1] if len(request) > 1 else b"", b"500", b"malformed", b"", b""]
+        if request[5] != b"CURVE":
+            self.refused["not encrypted"] += 1
+            return [b"1.0", request[1], b"400", b"CURVE is required", b"", b""]
+        from_z85 = zmq.utils.z85.encode(request[6])
+        if from_z85 not in self._allowed:
+            self.refused["unknown key"] += 1
+            return [b"1.0", request[1], b"400", b"unknown key", b"", b""]
+        return [b"1.0", request[1], b"200", b"OK", from_z85, b""]
+
+    def join(self) -> None:
+        self._thread.join(timeout=5)
+
+
+class _Socket:
+    """What a listener and a link share: the lock, the counters, sending and receiving frames."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self._lock = threading.Lock()
+        self._fd = int(socket.getsockopt(zmq.FD))
+        self._closed = False
+        self._in = self._out = self._bytes_in = self._bytes_out = 0
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def statistics(self) -> TransportStatistics:
+        return TransportStatistics(self._in, self._out, self._bytes_in, self._bytes_out)
+
+    def _send(self, frames: Frames, more: int) -> None:
+        """Send frames with the lock held; `more` says whether a frame went before."""
+        socket = self._socket
+        last = len(frames) - 1
+        size = 0
+        for index, frame in enumerate(frames):
+            length = frame.nbytes if isinstance(frame, memoryview) else len(frame)
+            size += length
+            # A ROUTER decides at the first frame: once that is taken, the rest cannot fail (high-water marks are off).
+            socket.send(frame, _SNDMORE if index < last else _NOBLOCK, copy=length < ZERO_COPY_BYTES)
+        self._out += 1
+        self._bytes_out += size
+
+    def _receive_rest(self, frames: list[Any]) -> None:
+        """Receive a message's further frames, without copying them: they are the large ones."""
+        socket = self._socket
+        size = len(frames[-1])
+        while socket.getsockopt(_RCVMORE):
+            view = socket.recv(_NOBLOCK, copy=False).buffer
+            frames.append(view)
+            size += view.nbytes
+        self._in += 1
+        self._bytes_in += size
+
+    def _has_input(self) -> bool:
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN)
+
+
+class _Monitor:
+    """A socket's connection events. Read without blocking, under the lock of the socket that it watches."""
+
+    def __init__(self, socket: zmq.Socket[bytes], events: int) -> None:
+        self._owner = socket
+        self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(events)
+
+    def fileno(self) -> int:
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def read(self) -> list[tuple[int, int]]:
+        """(event, value) pairs since the last call."""
+        found = []
+        while True:
+            try:
+                message = recv_monitor_message(self._socket, _NOBLOCK)
+            except zmq.Again:
+                return found
+            found.append((int(message["event"]), int(message["value"])))
+
+    def close(self) -> None:
+        self._owner.disable_monitor()
+
+
+class ZmqListener(_Socket):
+    """A bound ROUTER."""
+
+    def __init__(self, socket: zmq.Socket[bytes], address: str, watch: bool) -> None:
+        super().__init__(socket)
+        self.address = address
+        self._monitor = _Monitor(socket, zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED) if watch else None
+        self._routes: dict[int, bytes] = {}
+        self._lost: list[bytes] = []
+
+    def monitor_fileno(self) -> int | None:
+        """A descriptor that becomes readable when `lost()` may have something; None when not watching."""
+        return None if self._monitor is None else self._monitor.fileno()
+
+    def send(self, route: bytes, frames: Frames) -> bool:
+        with self._lock:
+            if self._closed:
+                raise RouteGone("the listener is closed")
+            try:
+                self._socket.send(route, _SNDMORE)
+            except zmq.ZMQError as error:
+                raise RouteGone(f"the peer's connection is closed ({error})") from None
+            self._send(frames, 1)
+            return self._has_input()
+
+    def receive(self) -> Received | None:
+        with self._lock:
+            if self._closed:
+                return None
+            socket = self._socket
+            try:
+                if self._monitor is None:
+                    route = socket.recv(_NOBLOCK)
+                else:
+                    head = socket.recv(_NOBLOCK, copy=False)
+                    route = head.bytes
+                    # Events are read before the message counts: a descriptor that was closed and given to this new
+                    # connection has its closing event in the queue already.
+                    self._note_lost()
+                    self._routes[int(head.get(zmq.SRCFD))] = route
+            except zmq.Again:
+                return None
+            if not socket.getsockopt(_RCVMORE):
+                return Received(route, [])
+            frames: list[Any] = [socket.recv(_NOBLOCK)]
+            self._receive_rest(frames)
+            return Received(route, frames)
+
+    def _note_lost(self) -> None:
+        if self._monitor is not None:
+            for _, fd in self._monitor.read():
+                route = self._routes.pop(fd, None)
+                if route is not None:
+                    self._lost.append(route)
+
+    def lost(self) -> list[bytes]:
+        with self._lock:
+            if not self._closed:
+                self._note_lost()
+            lost, self._lost = self._lost, []
+        return lost
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._monitor is not None:
+                self._monitor.close()
+            self._socket.close()
+
+
+_LINK_EVENTS = {
+    int(zmq.EVENT_HANDSHAKE_SUCCEEDED): "connected",
+    int(zmq.EVENT_DISCONNECTED): "disconnected",
+    int(zmq.EVENT_CONNECT_RETRIED): "refused",
+    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "denied",
+    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "denied",
+    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "denied",
+}
+
+
+class ZmqLink(_Socket):
+    """A connected DEALER."""
+
+    def __init__(self, socket: zmq.Socket[bytes], address: str, watch: bool) -> None:
+        super().__init__(socket)
+        self.address = address
+        mask = 0
+        for event in _LINK_EVENTS:
+            mask |= event
+        self._monitor = _Monitor(socket, mask) if watch else None
+
+    def send(self, frames: Frames) -> bool:
+        with self._lock:
+            if self._closed:
+                raise Unavailable(f"the link to {self.address} is closed")
+            try:
+                self._send(frames, 0)
+            except zmq.ZMQError as error:
+                raise Unavailable(f"the link to {self.address} takes no message ({error})") from None
+            return self._has_input()
+
+    def receive(self) -> list[Any] | None:
+        with self._lock:
+            if self._closed:
+                return None
+            try:
+                frames: list[Any] = [self._socket.recv(_NOBLOCK)]
+            except zmq.Again:
+                return None
+            self._receive_rest(frames)
+            return frames
+
+    def events(self) -> list[str]:
+        with self._lock:
+            if self._closed or self._monitor is None:
+                return []
+            return [_LINK_EVENTS[event] for event, _ in self._monitor.read() if event in _LINK_EVENTS]
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._monitor is not None:
+                self._monitor.close()
+            self._socket.close()
+
+
+class ZmqTransport:
+    """Opens listeners and links over ZeroMQ; encrypted and authenticated unless `keyring` is None."""
+
+    def __init__(self, keyring: Keyring | None, own_role: str, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._keyring = keyring
+        self._limits = limits
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._context.max_sockets = 65535
+        self._doorkeeper: _Doorkeeper | None = None
+        self._open: list[ZmqListener | ZmqLink] = []
+        self._own = None
+        if keyring is not None:
+            require_curve()
+            self._own = keyring.pair(own_role)
+            allowed = frozenset(keyring.pair(role).public for role in ("broker", "member"))
+            self._doorkeeper = _Doorkeeper(self._context, allowed)
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.linger = LINGER_MS
+        socket.sndhwm = 0
+        socket.rcvhwm = 0
+        socket.maxmsgsize = self._limits.message_bytes
+        socket.heartbeat_ivl = HEARTBEAT_MS
+        socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+        socket.handshake_ivl = HANDSHAKE_MS
+        return socket
+
+    def listen(self, address: str, role: str, watch: bool = False) -> ZmqListener:
+        socket = self._socket(zmq.ROUTER)
+        socket.router_mandatory = 1
+        if self._own is not None:
+            assert self._keyring is not None
+            pair = self._keyring.pair(role)
+            socket.curve_server = 1
+            socket.curve_secretkey = pair.secret
+            socket.curve_publickey = pair.public
+            socket.zap_domain = b"zrpc"
+        try:
+            socket.bind(address)
+        except (zmq.ZMQError, OSError) as error:
+            socket.close(0)
+            raise ConfigError(f"bind address {address}", [f"{error}; use tcp://HOST:PORT, port 0 for any"]) from None
+        listener = ZmqListener(socket, socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode(), watch)
+        self._open.append(listener)
+        return listener
+
+    def connect(self, address: str, role: str, watch: bool = False) -> ZmqLink:
+        socket = self._socket(zmq.DEALER)
+        socket.reconnect_ivl = RECONNECT_MS
+        socket.reconnect_ivl_max = RECONNECT_MAX_MS
+        if self._own is not None:
+            assert self._keyring is not None
+            socket.curve_serverkey = self._keyring.pair(role).public
+            socket.curve_secretkey = self._own.secret
+            socket.curve_publickey = self._own.public
+        try:
+            link = ZmqLink(socket, address, watch)
+            socket.connect(address)
+        except (zmq.ZMQError, OSError) as error:
+            socket.close(0)
+            raise ConfigError(f"address {address}", [f"{error}; use tcp://HOST:PORT"]) from None
+        self._open.append(link)
+        return link
+
+    def forget(self, end: ZmqLink) -> None:
+        """Close a link and drop it from the list that `close` goes through."""
+        end.close()
+        if end in self._open:
+            self._open.remove(end)
+
+    def refusals(self) -> dict[str, int]:
+        return {} if self._doorkeeper is None else dict(self._doorkeeper.refused)
+
+    def close(self) -> None:
+        for end in self._open:
+            end.close()
+        self._open.clear()
+        # Terminating waits for what lingers, at most LINGER_MS; it also ends the doorkeeper's receive.
+        self._context.term()
+        if self._doorkeeper is not None:
+            self._doorkeeper.join()
