@@ -1,0 +1,1 @@
+"""The launcher as a library: run directories, processes, their supervision, and what the command line shows."""
