@@ -76,3 +76,15 @@ class LocalIds:
 
     def __repr__(self) -> str:
         return f"LocalIds(worker_id={self.worker_id}, life={self.life})"
+
+
+class WorkerInfo(NamedTuple):
+    """A worker as others know it: its name and its id."""
+
+    name: str
+    id: int
+
+    def __repr__(self) -> str:
+        return f"WorkerInfo(id={self.id}, name={self.name})"
+
+    __str__ = __repr__

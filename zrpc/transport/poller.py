@@ -59,6 +59,31 @@ class Waker:
             os.close(fd)
 
 
+class Ear:
+    """Waits for one source, or for a wake-up. Belongs to one thread at a time; `wake` may be called from any."""
+
+    def __init__(self, source: Pollable) -> None:
+        self._waker = Waker()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(source.fileno(), selectors.EVENT_READ, True)
+        self._selector.register(self._waker.fileno(), selectors.EVENT_READ, False)
+
+    def wait(self, timeout: float | None) -> bool:
+        """True when there may be input or a wake-up, False after `timeout` seconds without either."""
+        ready = self._selector.select(timeout)
+        for key, _ in ready:
+            if not key.data:
+                self._waker.clear()
+        return bool(ready)
+
+    def wake(self) -> None:
+        self._waker.wake()
+
+    def close(self) -> None:
+        self._selector.close()
+        self._waker.close()
+
+
 class Poller:
     """Waits for any of its sources. `wait` belongs to one thread at a time; the rest may be called from any."""
 

@@ -148,6 +148,7 @@ class _Monitor:
 
     def close(self) -> None:
         self._owner.disable_monitor()
+        self._socket.close(0)
 
 
 class ZmqListener(_Socket):
@@ -280,6 +281,18 @@ class ZmqLink(_Socket):
             self._socket.close()
 
 
+def check_address(address: str) -> str:
+    """`address` if it is tcp://HOST:PORT with a port that exists; ZeroMQ itself takes port 65537 for 1.
+
+    Raises `ConfigError`.
+    """
+    scheme, _, rest = address.partition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not host or not (port in ("*", "0") or (port.isdecimal() and 0 < int(port) < 65536)):
+        raise ConfigError(f"address {address!r}", ["expected tcp://HOST:PORT; port 0 takes any free one"])
+    return address
+
+
 class ZmqTransport:
     """Opens listeners and links over ZeroMQ; encrypted and authenticated unless `keyring` is None."""
 
@@ -309,6 +322,7 @@ class ZmqTransport:
         return socket
 
     def listen(self, address: str, role: str, watch: bool = False) -> ZmqListener:
+        check_address(address)
         socket = self._socket(zmq.ROUTER)
         socket.router_mandatory = 1
         if self._own is not None:
@@ -328,6 +342,7 @@ class ZmqTransport:
         return listener
 
     def connect(self, address: str, role: str, watch: bool = False) -> ZmqLink:
+        check_address(address)
         socket = self._socket(zmq.DEALER)
         socket.reconnect_ivl = RECONNECT_MS
         socket.reconnect_ivl_max = RECONNECT_MAX_MS

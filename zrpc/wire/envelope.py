@@ -117,6 +117,8 @@ class Extra(IntEnum):
     """The TorchScript archive that the receiver asked for; the value is the index of its buffer."""
     FORKS = 2
     """Forks of references carried in the body: a flat list, four integers each (see `protocol.rrefs`)."""
+    ASYNC = 3
+    """True: the function returns a future; the reply is sent when that is complete."""
 
 
 class Envelope:
@@ -320,6 +322,8 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
         raise _fail(f"unknown flags {flags:#x}")
     if header_size > limits.header_bytes or PREAMBLE_BYTES + header_size > first.nbytes:
         raise _fail(f"a header of {header_size} bytes does not fit")
+    if body_size > limits.message_bytes:
+        raise _fail(f"a body of {body_size} bytes, over the limit of {limits.message_bytes}")
     position = PREAMBLE_BYTES + header_size
     try:
         fields = msgpack.unpackb(first[PREAMBLE_BYTES:position], strict_map_key=False)

@@ -1,0 +1,188 @@
+"""The envelope: what goes in comes out, and what no correct peer sends is refused."""
+
+from __future__ import annotations
+
+import struct
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zrpc.errors import FrameError, LimitExceeded, VersionMismatch, ZrpcError
+from zrpc.wire.envelope import (
+    INLINE_BODY_BYTES,
+    INLINE_BUFFER_BYTES,
+    PREAMBLE_BYTES,
+    VERSION,
+    Codec,
+    Envelope,
+    Kind,
+    pack,
+    unpack,
+)
+from zrpc.wire.limits import Limits
+
+u63 = st.integers(0, (1 << 63) - 1)
+envelopes = st.builds(
+    Envelope,
+    kind=st.sampled_from(list(Kind)),
+    message_id=st.integers(0, (1 << 64) - 1),
+    sender=st.integers(-2, 1 << 40),
+    sender_incarnation=u63,
+    receiver_incarnation=u63,
+    time_left_us=u63,
+    codec=st.sampled_from(list(Codec)),
+    body=st.binary(max_size=200),
+    buffers=st.lists(st.binary(max_size=100), max_size=5),
+    function=st.none() | st.text(max_size=50),
+    code=st.none() | st.binary(min_size=32, max_size=32),
+    rref=st.none() | st.tuples(u63, u63, u63, u63),
+    autograd=st.none() | st.tuples(u63, u63),
+    trace=st.none() | st.text("0123456789abcdef-", min_size=55, max_size=55),
+    extra=st.none() | st.dictionaries(st.integers(0, 255), st.integers() | st.binary(max_size=9), max_size=3),
+)
+
+
+def fields(envelope: Envelope) -> dict[str, object]:
+    found = {name: getattr(envelope, name) for name in Envelope.__slots__}
+    found["body"] = bytes(envelope.body)
+    found["buffers"] = [bytes(b) for b in envelope.buffers]
+    return found
+
+
+@given(envelopes)
+def test_round_trip(envelope: Envelope) -> None:
+    try:
+        frames = pack(envelope)
+    except OverflowError:  # msgpack integers end at 64 bits; only `extra` is free enough to hold more
+        return
+    assert fields(unpack([bytes(f) for f in frames])) == fields(envelope)
+
+
+def test_a_small_message_is_one_frame() -> None:
+    frames = pack(Envelope(Kind.CALL, 1, body=b"x" * 100, buffers=[b"y" * 32, b"z" * 32]))
+    assert len(frames) == 1
+
+
+def test_large_parts_are_frames_of_their_own_and_are_not_copied() -> None:
+    body, buffer = bytes(INLINE_BODY_BYTES + 1), bytearray(INLINE_BUFFER_BYTES + 1)
+    frames = pack(Envelope(Kind.CALL, 1, body=body, buffers=[b"small", buffer]))
+    assert len(frames) == 3
+    assert frames[1] is body
+    assert frames[2] is buffer
+    decoded = unpack(frames)
+    assert bytes(decoded.body) == body
+    assert [bytes(b) for b in decoded.buffers] == [b"small", bytes(buffer)]
+
+
+@given(envelopes, st.data())
+def test_cut_or_changed_bytes_never_do_more_than_raise(envelope: Envelope, data: st.DataObject) -> None:
+    try:
+        frames = [bytearray(f) for f in pack(envelope)]
+    except OverflowError:
+        return
+    frame = frames[data.draw(st.integers(0, len(frames) - 1))]
+    if data.draw(st.booleans()) or not frame:
+        del frame[data.draw(st.integers(0, len(frame))) :]
+    else:
+        frame[data.draw(st.integers(0, len(frame) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        unpack(frames)
+    except ZrpcError:
+        pass
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4))
+def test_garbage_is_a_frame_error(frames: list[bytes]) -> None:
+    with pytest.raises(ZrpcError):
+        unpack(frames)
+
+
+def test_another_version_is_told_apart() -> None:
+    frame = bytearray(pack(Envelope(Kind.CALL, 1))[0])
+    frame[1] = VERSION + 1
+    with pytest.raises(VersionMismatch, match=f"version {VERSION + 1}") as caught:
+        unpack([frame])
+    assert caught.value.theirs == VERSION + 1
+
+
+def _with_header(header: object, body: bytes = b"") -> list[bytes]:
+    packed = msgpack.packb(header)
+    return [struct.pack("<BBHII", 0x5A, VERSION, 0, len(packed), len(body)) + packed + body]
+
+
+GOOD = [1, 1, 0, 0, 0, 0, 0, None, None, None, None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("position", "value"),
+    [
+        (0, 256),
+        (0, "call"),
+        (0, True),
+        (1, -1),
+        (2, -3),
+        (3, 1 << 63),
+        (4, None),
+        (5, -1),
+        (6, 1.5),
+        (7, {}),
+        (7, [0]),
+        (7, [0, -1]),
+        (7, [0, 1 << 62]),
+        (7, [1, 5]),
+        (7, [9, 0]),
+        (7, [0, 0] * 70_000),
+        (8, b"bytes"),
+        (8, "x" * 5000),
+        (9, b"short"),
+        (10, [1, 2, 3]),
+        (10, [1, 2, 3, -4]),
+        (11, [1]),
+        (12, "short"),
+        (13, []),
+    ],
+)
+def test_a_header_field_out_of_range_is_refused(position: int, value: object) -> None:
+    unpack(_with_header(GOOD))
+    header = list(GOOD)
+    header[position] = value
+    with pytest.raises(FrameError):
+        unpack(_with_header(header))
+
+
+def test_a_header_that_claims_more_than_there_is() -> None:
+    frame = bytearray(_with_header(GOOD)[0])
+    struct.pack_into("<I", frame, 4, 1 << 31)
+    with pytest.raises(FrameError, match="does not fit"):
+        unpack([frame])
+
+
+def test_bytes_left_over_are_refused() -> None:
+    with pytest.raises(FrameError, match="left over"):
+        unpack([_with_header(GOOD)[0] + b"more"])
+    with pytest.raises(FrameError, match="left over"):
+        unpack([_with_header(GOOD)[0], b"another frame"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "envelope"),
+    [
+        (Limits(message_bytes=99), Envelope(Kind.CALL, 1, body=bytes(100))),
+        (Limits(message_bytes=99), Envelope(Kind.CALL, 1, buffers=[bytes(50), bytes(50)])),
+        (Limits(buffers=1), Envelope(Kind.CALL, 1, buffers=[b"", b""])),
+        (Limits(header_bytes=20), Envelope(Kind.CALL, 1, function="f" * 100)),
+    ],
+)
+def test_a_message_over_a_limit_is_refused_by_the_sender_and_by_the_receiver(limits: Limits, envelope: Envelope) -> None:
+    with pytest.raises(LimitExceeded):
+        pack(envelope, limits)
+    frames = pack(envelope)
+    with pytest.raises(FrameError):
+        unpack(frames, limits)
+
+
+def test_repr_names_kind_and_sender() -> None:
+    assert repr(Envelope(Kind.CALL, 7, 3, 9, function="f")) == "<Envelope CALL id=7 from=3/9 f body=0 buffers=0>"
+    assert PREAMBLE_BYTES == 12

@@ -1,0 +1,319 @@
+"""Incoming calls: find the function, read the arguments, run it, answer.
+
+One rule: a call is answered once, whatever happens to it; only a call whose deadline has passed before it starts is
+dropped without an answer, because nobody waits for one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from zrpc.clock import Clock, monotonic
+from zrpc.errors import FrameError, Unavailable, UnknownFunction
+from zrpc.ids import GloballyUniqueId
+from zrpc.runtime.callables import ASYNC_ATTRIBUTE
+from zrpc.runtime.caller import size_of
+from zrpc.runtime.context import running
+from zrpc.runtime.executor import Executor
+from zrpc.runtime.identity import Identity
+from zrpc.runtime.references import Reference, References
+from zrpc.runtime.values import Values
+from zrpc.serialization.failures import encode_failure
+from zrpc.serialization.script import CodeStore
+from zrpc.telemetry.metrics import CallMeter
+from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack
+from zrpc.wire.limits import Limits
+
+logger = logging.getLogger(__name__)
+
+
+class Asker(Protocol):
+    """The way back to whoever sent a message."""
+
+    def answer(self, frames: Any) -> None:
+        """Send frames back. Raises `Unavailable` when there is nobody any more."""
+
+
+class Task:
+    """A call that is being served."""
+
+    __slots__ = ("asker", "deadline", "envelope", "func", "is_async", "size")
+
+    def __init__(self, asker: Asker, envelope: Envelope, func: Callable[..., Any] | None, now: float) -> None:
+        self.asker = asker
+        self.envelope = envelope
+        self.func = func
+        self.deadline = now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
+        self.is_async = bool(envelope.extra and envelope.extra.get(Extra.ASYNC))
+        self.size = envelope.nbytes()
+
+    @property
+    def rref_id(self) -> GloballyUniqueId | None:
+        """The remote value that the call creates, if it is one that does."""
+        rref = self.envelope.rref
+        return None if rref is None else GloballyUniqueId(rref[0], rref[1])
+
+
+class Callee:
+    """Serves calls for one agent."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        values: Values,
+        code: CodeStore,
+        references: References,
+        executor: Executor,
+        meter: CallMeter,
+        limits: Limits,
+        clock: Clock = monotonic,
+    ) -> None:
+        self._identity = identity
+        self._values = values
+        self._code = code
+        self._references = references
+        self._executor = executor
+        self._meter = meter
+        self._limits = limits
+        self._clock = clock
+
+    # ------------------------------------------------------------------------------------ arriving
+
+    def on_call(self, asker: Asker, envelope: Envelope, is_local: bool = False) -> None:
+        """A call came. Runs it here or hands it to the pool; a call of this worker to itself always goes to the pool."""
+        task = Task(asker, envelope, None, self._clock())
+        try:
+            if not self._find_function(task):
+                self._answer(task, Kind.NEED_CODE)
+                return
+            if envelope.kind == Kind.REMOTE_CALL:
+                self._accept(task)
+        except Exception as error:
+            self._values.drop(envelope)
+            self._answer_error(task, error)
+            return
+
+        def job() -> None:
+            self._start(task)
+
+        key = envelope.code or envelope.function
+        if is_local:
+            self._executor.submit(job, key)
+        else:
+            self._executor.run(job, key)
+
+    def _find_function(self, task: Task) -> bool:
+        """Find a TorchScript function by its content; False when its code must be asked for."""
+        envelope = task.envelope
+        if envelope.function is None:
+            raise FrameError("a call without a function")
+        if envelope.codec == Codec.SCRIPT:
+            if envelope.code is None:
+                raise FrameError("a TorchScript call without a code hash")
+            task.func = self._code.resolve(envelope.function, envelope.code)
+            if task.func is None:
+                index = envelope.extra.get(Extra.CODE) if envelope.extra else None
+                if index is None:
+                    self._code.check_accepts(envelope.function)
+                    return False
+                if type(index) is not int or not 0 <= index < len(envelope.buffers):
+                    raise FrameError("the code's buffer is not in the message")
+                archive = bytes(envelope.buffers[index])
+                task.func = self._code.load(envelope.function, envelope.code, archive)
+                envelope.buffers = [b for i, b in enumerate(envelope.buffers) if i != index]
+        elif envelope.codec == Codec.BUILTIN:
+            task.func = self._code.resolve(envelope.function, None)
+            if task.func is None:
+                raise UnknownFunction(
+                    f"worker {self._identity.info.name!r} has no function named {envelope.function!r}: expected a torch "
+                    "operator such as 'aten::add', the qualified name of a TorchScript function that was loaded or "
+                    "scripted there, or module:function for a Python function"
+                )
+        return True
+
+    def _accept(self, task: Task) -> None:
+        """Register the remote value that the call creates, and tell its user before it is computed."""
+        envelope = task.envelope
+        if envelope.rref is None:
+            raise FrameError("a remote call without an RRef id")
+        self._references.on_remote_call(envelope.rref, (envelope.sender, envelope.sender_incarnation))
+        self._answer(task, Kind.REPLY)
+
+    # ------------------------------------------------------------------------------------ running
+
+    def _start(self, task: Task) -> None:
+        """Read the arguments and run the function, on the thread that will run it."""
+        if task.deadline is not None and self._clock() >= task.deadline and task.envelope.kind == Kind.CALL:
+            self._values.drop(task.envelope)
+            self._meter.dropped()
+            return
+        try:
+            func, args, kwargs = self._read(task)
+        except BaseException as error:
+            self._finish(task, None, error)
+            return
+        if task.envelope.codec == Codec.PYTHON:
+            self._run(task, func, args, kwargs)
+        else:
+            self._run_script(task, func, args, kwargs)
+
+    def _read(self, task: Task) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        envelope = task.envelope
+        value = self._values.read_call(envelope)
+        func: Any
+        if envelope.codec == Codec.SCRIPT:
+            func, args, kwargs = task.func, value, {}
+        elif envelope.codec == Codec.BUILTIN:
+            func = task.func
+            args, kwargs = value
+        else:
+            func, args, kwargs = value
+            if func is None:
+                func = import_function(envelope.function or "")
+        if not callable(func) or not isinstance(args, tuple) or not isinstance(kwargs, dict):
+            raise FrameError(f"the body of the call to {envelope.function} is not a function's arguments")
+        return func, args, kwargs
+
+    def _run_script(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Put the values in the place of references that are owned here; wait, without a thread, for those to come."""
+        for argument in args:
+            if isinstance(argument, Reference):
+                break
+        else:
+            self._run(task, func, args, kwargs)
+            return
+        missing = [a for a in args if isinstance(a, Reference) and a.is_owner() and not self._references.is_ready(a.rref_id)]
+        if missing:
+
+            def go_on(_value: Any, _error: BaseException | None) -> None:
+                self._executor.submit(lambda: self._run_script(task, func, args, kwargs))
+
+            self._references.when_ready(missing[0].rref_id, go_on)
+            return
+        try:
+            plain = tuple(a.local_value() if isinstance(a, Reference) else a for a in args)
+        except BaseException as error:
+            self._finish(task, None, error)
+        else:
+            self._run(task, func, plain, kwargs)
+
+    def _run(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        saved = running.deadline
+        running.deadline = task.deadline
+        try:
+            value = func(*args, **kwargs)
+        except BaseException as error:  # whatever a user function raises belongs to its caller
+            if task.envelope.codec == Codec.PYTHON:
+                print("".join(traceback.format_exception(error)), file=sys.stderr)
+            self._finish(task, None, error)
+            return
+        finally:
+            running.deadline = saved
+        if isinstance(value, torch._C.Future) and self._is_async(task, func):
+            self._attach(task, value)
+        elif task.is_async:
+            self._finish(task, None, RuntimeError(_not_a_future(task, value)))
+        else:
+            self._finish(task, value, None)
+
+    def _is_async(self, task: Task, func: Any) -> bool:
+        return task.is_async or task.envelope.codec != Codec.PYTHON or hasattr(func, ASYNC_ATTRIBUTE)
+
+    def _attach(self, task: Task, future: torch._C.Future) -> None:
+        """Answer when the function's future is complete."""
+
+        def done(completed: torch._C.Future) -> None:
+            try:
+                value = completed.wait()
+            except BaseException as error:
+                self._finish(task, None, error)
+            else:
+                self._finish(task, value, None)
+
+        future.add_done_callback(done)
+
+    # ------------------------------------------------------------------------------------ answering
+
+    def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
+        """The function is done: answer the call, or keep the value that was to be created."""
+        rref_id = task.rref_id
+        if rref_id is not None:
+            self._meter.served(task.size, 0, error is not None)
+            self._references.set_value(rref_id, value, error, Codec(task.envelope.codec))
+        elif error is not None:
+            self._answer_error(task, error)
+        else:
+            self.answer_value(task.asker, task.envelope, value, Codec(task.envelope.codec), task.size)
+
+    def answer_value(self, asker: Asker, envelope: Envelope, value: Any, codec: Codec, size: int) -> None:
+        """Send a value as the reply to `envelope`; if it cannot be sent, that is the reply."""
+        reply = self._reply(envelope, Kind.REPLY)
+        to = (envelope.sender, envelope.sender_incarnation)
+        try:
+            self._values.write(reply, codec, value, to)
+            frames = pack(reply, self._limits)
+        except Exception as error:
+            self._values.take_back(reply)
+            self.answer_error(asker, envelope, error, size)
+            return
+        self._send(asker, reply, frames, size, False)
+
+    def answer_error(self, asker: Asker, envelope: Envelope, error: BaseException, size: int) -> None:
+        """Send an exception as the reply to `envelope`."""
+        reply = self._reply(envelope, Kind.ERROR)
+        reply.codec = Codec.MSGPACK
+        reply.body = encode_failure(error, self._identity.info.id, self._identity.info.name)
+        self._send(asker, reply, pack(reply, self._limits), size, True)
+
+    def _answer_error(self, task: Task, error: BaseException) -> None:
+        self.answer_error(task.asker, task.envelope, error, task.size)
+
+    def _answer(self, task: Task, kind: Kind) -> None:
+        reply = self._reply(task.envelope, kind)
+        task.asker.answer(pack(reply, self._limits))
+
+    def _reply(self, envelope: Envelope, kind: Kind) -> Envelope:
+        identity = self._identity
+        return Envelope(
+            kind, envelope.message_id, identity.info.id, identity.incarnation, envelope.sender_incarnation
+        )
+
+    def _send(self, asker: Asker, reply: Envelope, frames: Any, size: int, failed: bool) -> None:
+        self._meter.served(size, size_of(frames), failed)
+        try:
+            asker.answer(frames)
+        except Unavailable:
+            self._values.take_back(reply)  # the caller is gone, and its error with it
+
+
+def _not_a_future(task: Task, value: Any) -> str:
+    if task.envelope.codec == Codec.SCRIPT:
+        kind = "Tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+        return f"Async functions must return an IValue of Future type, but got {kind}"
+    return (
+        "Functions decorated with @rpc.async_function must return a torch.futures.Future object, "
+        f"but got {type(value)}: {task.envelope.function}"
+    )
+
+
+def import_function(name: str) -> Callable[..., Any]:
+    """The Python function module:qualified.name. Raises `UnknownFunction`."""
+    module_name, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UnknownFunction(f"there is no function {name!r} on this worker: {error}") from None
+    if not callable(found):
+        raise UnknownFunction(f"{name!r} is a {type(found).__name__} on this worker, not a function")
+    return found  # type: ignore[no-any-return]
+
+

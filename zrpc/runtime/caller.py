@@ -1,0 +1,324 @@
+"""Outgoing calls: from a function and its arguments to an envelope, and from the reply to a result.
+
+One rule: a wrong call raises here, before anything is sent. After that a call ends once: by its reply, its deadline, or
+the loss of its worker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from zrpc.clock import Clock, monotonic
+from zrpc.errors import CallTimeout, FrameError, LocalFault, WorkerLost, ZrpcError
+from zrpc.ids import WorkerInfo
+from zrpc.protocol.calls import CallTable
+from zrpc.runtime.callables import Target, identify
+from zrpc.runtime.context import running
+from zrpc.runtime.executor import blocking_here
+from zrpc.runtime.futures import Future, complete
+from zrpc.runtime.identity import Identity
+from zrpc.runtime.peers import Peer, PeerBook
+from zrpc.runtime.receiver import Receiver
+from zrpc.runtime.values import Values
+from zrpc.telemetry.metrics import CallMeter
+from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack
+
+RRefNumbers = tuple[int, int, int, int]
+"""RRefId and ForkId as the header carries them."""
+Completion = Callable[[Any, BaseException | None], None]
+"""Takes a call's value, or its error."""
+
+
+class PendingCall:
+    """A call that waits for its reply."""
+
+    __slots__ = ("deadline", "done", "envelope", "message_id", "peer", "target", "timeout")
+
+    def __init__(
+        self,
+        message_id: int,
+        peer: Peer,
+        target: Target,
+        envelope: Envelope,
+        deadline: float | None,
+        timeout: float,
+        done: Completion,
+    ) -> None:
+        self.message_id = message_id
+        self.peer = peer
+        self.target = target
+        self.envelope = envelope
+        self.deadline = deadline
+        self.timeout = timeout
+        self.done = done
+
+
+def check_timeout(timeout: float) -> float:
+    """`timeout` if it is one: seconds, 0 for none, -1 for the default. Raises `LocalFault` otherwise."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or (timeout < 0 and timeout != -1):
+        raise LocalFault(f"timeout is seconds as a number, 0 for none or -1 for the default, not {timeout!r}")
+    return timeout
+
+
+class Caller:
+    """Makes calls for one agent. Safe to use from any thread. A timer of the receiver's."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        peers: PeerBook,
+        receiver: Receiver,
+        values: Values,
+        meter: CallMeter,
+        rpc_timeout: float,
+        clock: Clock = monotonic,
+    ) -> None:
+        self._identity = identity
+        self._peers = peers
+        self._receiver = receiver
+        self._values = values
+        self._meter = meter
+        self.rpc_timeout = rpc_timeout
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._table: CallTable[PendingCall] = CallTable()
+        self._next_id = itertools.count(1)
+        self._is_closed = False
+
+    # ------------------------------------------------------------------------------------ calls
+
+    def call_sync(
+        self,
+        to: str | int | WorkerInfo,
+        func: Any,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        timeout: float,
+    ) -> Any:
+        """Call and wait for the result; see `zrpc.rpc_sync`."""
+        peer = self._peers.find(to)
+        if peer.is_self:
+            return self.call_async(to, func, args, kwargs, timeout).wait()
+        target = identify(func)
+        timeout, deadline = self._deadline(timeout)
+        message_id = next(self._next_id)
+        envelope = self._write(Kind.CALL, message_id, peer, target, args, kwargs, deadline)
+        reply = self._exchange(peer, target, envelope, message_id, deadline, timeout)
+        return self._values.read_reply(reply, peer.info)
+
+    def call_async(
+        self,
+        to: str | int | WorkerInfo,
+        func: Any,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        timeout: float,
+    ) -> Future[Any]:
+        """Call and return a future of the result; see `zrpc.rpc_async`."""
+        future: Future[Any] = Future()
+
+        def done(value: Any, error: BaseException | None) -> None:
+            complete(future, value, error)
+
+        self.call(self._peers.find(to), Kind.CALL, func, args, kwargs, timeout, done)
+        return future
+
+    def call(
+        self,
+        peer: Peer,
+        kind: Kind,
+        func: Any,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        timeout: float,
+        done: Completion,
+        rref: RRefNumbers | None = None,
+    ) -> None:
+        """Send a call; `done` is called once, by the receiving thread. Raises when nothing was sent."""
+        target = identify(func)
+        timeout, deadline = self._deadline(timeout)
+        message_id = next(self._next_id)
+        envelope = self._write(kind, message_id, peer, target, args, kwargs, deadline, rref)
+        self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done))
+
+    def request(self, peer: Peer, kind: Kind, what: str, rref: RRefNumbers, timeout: float, done: Completion) -> None:
+        """Send a message without a function (a fetch of a remote value) that has a reply; `what` names it in errors."""
+        timeout, deadline = self._deadline(timeout)
+        message_id = next(self._next_id)
+        envelope = self._envelope(kind, message_id, peer, deadline)
+        envelope.rref = rref
+        self._begin(PendingCall(message_id, peer, Target(what, Codec.NONE), envelope, deadline, timeout, done))
+
+    def request_sync(self, peer: Peer, kind: Kind, what: str, rref: RRefNumbers, timeout: float) -> Any:
+        """As `request`, waiting for the reply's value on a lane."""
+        timeout, deadline = self._deadline(timeout)
+        message_id = next(self._next_id)
+        envelope = self._envelope(kind, message_id, peer, deadline)
+        envelope.rref = rref
+        reply = self._exchange(peer, Target(what, Codec.NONE), envelope, message_id, deadline, timeout)
+        return self._values.read_reply(reply, peer.info)
+
+    # ------------------------------------------------------------------------------------ writing
+
+    def _deadline(self, timeout: float) -> tuple[float, float | None]:
+        """(timeout in seconds, deadline): the call's own, or what is left of the call that it is made in."""
+        timeout = self.rpc_timeout if check_timeout(timeout) == -1 else timeout
+        inherited = running.deadline
+        now = self._clock()
+        if inherited is not None and (not timeout or inherited < now + timeout):
+            return max(0.0, inherited - now), inherited
+        return timeout, now + timeout if timeout else None
+
+    def _envelope(self, kind: Kind, message_id: int, peer: Peer, deadline: float | None) -> Envelope:
+        identity = self._identity
+        left = 0 if deadline is None else max(1, int((deadline - self._clock()) * 1e6))
+        return Envelope(kind, message_id, identity.info.id, identity.incarnation, peer.incarnation, left)
+
+    def _write(
+        self,
+        kind: Kind,
+        message_id: int,
+        peer: Peer,
+        target: Target,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        deadline: float | None,
+        rref: RRefNumbers | None = None,
+    ) -> Envelope:
+        envelope = self._envelope(kind, message_id, peer, deadline)
+        envelope.rref = rref
+        self._values.write_call(envelope, peer.key, target, args or (), kwargs or {})
+        return envelope
+
+    def _pack(self, envelope: Envelope, peer: Peer) -> list[Buffer]:
+        """The frames, counted. Forks of references inside are taken back when the message is over a limit."""
+        try:
+            frames = pack(envelope, self._peers.limits)
+        except ZrpcError:
+            self._values.take_back(envelope)
+            raise
+        self._meter.made(size_of(frames))
+        return frames
+
+    # ------------------------------------------------------------------------------------ sending
+
+    def _exchange(
+        self, peer: Peer, target: Target, envelope: Envelope, message_id: int, deadline: float | None, timeout: float
+    ) -> Envelope:
+        """Send on a lane and return the reply. Raises `CallTimeout` and `WorkerLost`."""
+        frames = self._pack(envelope, peer)
+        with blocking_here():
+            lane = peer.borrow_lane()
+            try:
+                reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock)
+                if reply is not None and reply.kind == Kind.NEED_CODE:
+                    frames = self._attach_code(envelope, target, peer)
+                    reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock)
+            except BaseException:
+                peer.abandon_lane(lane)
+                raise
+            if reply is None:
+                peer.abandon_lane(lane)
+                raise CallTimeout(peer.info.name, target.name, timeout)
+            peer.return_lane(lane)
+        self._meter.answered(reply.nbytes())
+        return reply
+
+    def _begin(self, call: PendingCall) -> None:
+        """Send a call on the peer's link; its reply completes it."""
+        peer = call.peer
+        frames = self._pack(call.envelope, peer)
+        with self._lock:
+            if self._is_closed:
+                raise WorkerLost(peer.info.name, "this worker has shut down", "calling it")
+            self._table.begin(call.message_id, peer.key, call, call.deadline)
+        try:
+            peer.send(frames)
+        except BaseException:
+            with self._lock:
+                self._table.finish(call.message_id)
+            self._values.take_back(call.envelope)
+            raise
+        if peer.lost is not None:  # lost between the two: nobody else may have seen this call
+            self._fail([call] if self._finish(call.message_id) else [], peer.lost)
+        self._receiver.expect(call.deadline)
+
+    def _finish(self, message_id: int) -> PendingCall | None:
+        with self._lock:
+            return self._table.finish(message_id)
+
+    def _attach_code(self, envelope: Envelope, target: Target, peer: Peer) -> list[Buffer]:
+        """The same message again, with the code that the callee asked for."""
+        if target.script is None:
+            raise FrameError(f"worker {peer.info.name!r} asked for the code of {target.name}, which is not TorchScript")
+        envelope.buffers = [*envelope.buffers, target.script.archive()]
+        envelope.extra = {**(envelope.extra or {}), Extra.CODE: len(envelope.buffers) - 1}
+        return self._pack(envelope, peer)
+
+    # ------------------------------------------------------------------------------------ ending
+
+    def on_reply(self, envelope: Envelope) -> None:
+        """A reply came. Called by the receiver, and by lanes for replies that are not theirs."""
+        if envelope.kind == Kind.NEED_CODE:
+            with self._lock:
+                call = self._table.get(envelope.message_id)
+            if call is not None:
+                self._resend(call)
+            return
+        call = self._finish(envelope.message_id)
+        if call is None:
+            self._values.drop(envelope)  # it came too late; the references in it must still be let go
+            return
+        self._meter.answered(envelope.nbytes())
+        try:
+            value = self._values.read_reply(envelope, call.peer.info)
+        except BaseException as error:
+            call.done(None, error)
+        else:
+            call.done(value, None)
+
+    def _resend(self, call: PendingCall) -> None:
+        try:
+            call.peer.send(self._attach_code(call.envelope, call.target, call.peer))
+        except ZrpcError as error:
+            if self._finish(call.message_id):
+                call.done(None, error)
+
+    def next_deadline(self) -> float | None:
+        with self._lock:
+            return self._table.next_deadline()
+
+    def on_timer(self, now: float) -> None:
+        with self._lock:
+            late = self._table.expire(now)
+        for call in late:
+            call.done(None, CallTimeout(call.peer.info.name, call.target.name, call.timeout))
+
+    def lose(self, peer: Peer, why: str) -> None:
+        """The peer's life is over: its calls fail now."""
+        with self._lock:
+            lost = self._table.lose(peer.key)
+        self._fail(lost, why)
+
+    def _fail(self, calls: list[PendingCall], why: str) -> None:
+        for call in calls:
+            call.done(None, WorkerLost(call.peer.info.name, why, f"calling {call.target.name}"))
+
+    def pending(self) -> int:
+        """Calls that have not ended."""
+        return len(self._table)
+
+    def close(self, why: str) -> None:
+        """Fail what is pending, and refuse new calls."""
+        with self._lock:
+            self._is_closed = True
+            calls = self._table.drain()
+        self._fail(calls, why)
+
+
+def size_of(frames: Sequence[Buffer]) -> int:
+    """Bytes in some frames."""
+    return sum(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)

@@ -1,0 +1,63 @@
+"""What the running thread is doing, and the one agent of the process.
+
+One rule: this is the only mutable state at module level in zrpc.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from zrpc.errors import AlreadyInitialized, NotInitialized
+
+if TYPE_CHECKING:
+    from zrpc.runtime.agent import Agent
+
+
+class Running(threading.local):
+    """What this thread does for a call, while it does."""
+
+    deadline: float | None = None
+    """Deadline of the call whose function runs here: calls that it makes inherit what is left."""
+    destination: tuple[int, int] | None = None
+    """(id, incarnation) of the worker that the message being written is for; None when nothing is being written."""
+    forks: list[int] | None = None
+    """Forks made for that message, four numbers each."""
+    origin: int | None = None
+    """Id of the worker whose message is being read; None when nothing is being read."""
+
+
+running = Running()
+
+_lock = threading.Lock()
+_agent: Agent | None = None
+
+
+def current_agent(what: str = "") -> Agent:
+    """The process's agent. Raises `NotInitialized` when there is none."""
+    agent = _agent
+    if agent is None:
+        raise NotInitialized(what)
+    return agent
+
+
+def find_agent() -> Agent | None:
+    """The process's agent, None when there is none."""
+    return _agent
+
+
+def install_agent(agent: Agent) -> None:
+    """Make `agent` the process's one. Raises `AlreadyInitialized` when there is another."""
+    global _agent
+    with _lock:
+        if _agent is not None:
+            raise AlreadyInitialized(_agent.info.name)
+        _agent = agent
+
+
+def remove_agent(agent: Agent) -> None:
+    """Forget `agent`, if it is the process's one."""
+    global _agent
+    with _lock:
+        if _agent is agent:
+            _agent = None

@@ -1,0 +1,330 @@
+"""Threads: who receives, who runs user functions, and how the one becomes the other.
+
+One rule: no hand-off between threads on the path of a short call, and no user function ever delays receiving. The thread
+that holds the *turn* receives messages and runs what they ask for itself. A hand-off costs about 50 microseconds, more
+than a short function. When the function turns out to be long, the turn is taken from its thread and given to another
+one, which goes on receiving; the first thread ends its function and becomes an ordinary worker. (The pattern is
+Leader/Followers, Schmidt et al., POSA 2; taking the turn away from outside is what Go's `sysmon` does with a processor
+whose thread is stuck.)
+
+Who notices that a function is long?
+- the function itself, when it waits for another call (`blocking`): the turn goes at once;
+- the overseer, a thread that looks every `TICK` while functions run, and parks when none has for `PARK_TICKS`;
+- history: a function that ran long lately goes straight to another thread (`SLOW`).
+
+States of a pool thread: idle -> receiving -> running inline -> receiving, or -> running (turn taken) -> idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+
+from zrpc.clock import Clock, monotonic
+
+TICK = 0.002
+"""Seconds a function may hold the turn before the overseer takes it, at least; twice that at most."""
+PARK_TICKS = 50
+"""Ticks without a function after which the overseer parks, to cost nothing while idle."""
+SLOW = 0.001
+"""Seconds: a function whose runs average above this is not run by the receiver. 20 times what a hand-off costs."""
+HISTORY_WEIGHT = 0.25
+"""Weight of the last run in the running average of a function's run time."""
+HISTORY_SIZE = 4096
+"""Functions whose run time is remembered; when more are seen, the history starts anew."""
+MAX_THREADS = 8192
+
+logger = logging.getLogger(__name__)
+_local = threading.local()
+
+Job = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class ExecutorStatistics:
+    """What the pool is doing now, and has done."""
+
+    threads: int
+    running: int
+    blocked: int
+    queued: int
+    turns_taken: int
+    busy_seconds: float
+
+
+class Executor:
+    """A pool of threads of which one, the holder of the turn, receives.
+
+    `receive(turn)` is called by the thread that gets the turn; it must return soon after `holds(turn)` is False.
+    `limit` bounds the user functions that run at once, not counting those that wait for calls of their own.
+    """
+
+    def __init__(self, receive: Callable[[int], None], limit: int, name: str, clock: Clock = monotonic) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._name = name
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._ended = threading.Condition(self._lock)
+        self._jobs: deque[tuple[Job, Hashable]] = deque()
+        self._stopping = False
+        self._threads = self._idle = self._running = self._blocked = 0
+        self._serial = 0
+        # the turn: a number that grows each time it changes hands, and whether a thread has it
+        self._turn = 0
+        self._is_held = False
+        self._inside = False
+        self._turns_taken = 0
+        self._busy = 0.0
+        self._history: dict[Hashable, float] = {}
+        self._parked = True
+        self._unpark = threading.Event()
+        self._stopped = threading.Event()
+        self._overseer = threading.Thread(target=self._oversee, name=f"{name}-overseer", daemon=True)
+
+    # ------------------------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Start the first thread, which takes the turn."""
+        self._overseer.start()
+        with self._lock:
+            self._spawn()
+
+    def stop(self, timeout: float) -> bool:
+        """Let idle threads end; the receiver ends when it sees `is_stopping`. False if some still run at the timeout."""
+        deadline = self._clock() + timeout
+        with self._lock:
+            self._stopping = True
+            self._jobs.clear()
+            self._work.notify_all()
+        self._stopped.set()
+        self._unpark.set()
+        me = 1 if getattr(_local, "executor", None) is self else 0
+        with self._lock:
+            while self._threads > me:
+                left = deadline - self._clock()
+                if left <= 0:
+                    return False
+                self._ended.wait(left)
+        self._overseer.join(max(0.0, deadline - self._clock()))
+        return True
+
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+    def statistics(self) -> ExecutorStatistics:
+        with self._lock:
+            return ExecutorStatistics(
+                self._threads, self._running, self._blocked, len(self._jobs), self._turns_taken, self._busy
+            )
+
+    # ------------------------------------------------------------------------------------ running
+
+    def holds(self, turn: int) -> bool:
+        """Whether `turn` is still the current one, and the pool is not stopping."""
+        return self._turn == turn and not self._stopping
+
+    def enter(self) -> None:
+        """The receiver is about to handle a message: from here on the overseer watches it."""
+        self._serial += 1
+        self._inside = True
+        if self._parked:
+            self._parked = False
+            self._unpark.set()
+
+    def leave(self, turn: int) -> bool:
+        """The message is handled. False when the turn was taken meanwhile: the caller must stop receiving."""
+        with self._lock:
+            if self._turn != turn:
+                return False
+            self._inside = False
+            return True
+
+    def run(self, job: Job, key: Hashable) -> None:
+        """Run a user function: here if it is likely short, else on another thread. Called by the receiver only."""
+        if self._history.get(key, 0.0) > SLOW:
+            self.submit(job, key)
+            return
+        with self._lock:
+            if self._running >= self._limit:
+                self._queue(job, key)
+                return
+            self._running += 1
+        self._call(job, key)
+
+    def submit(self, job: Job, key: Hashable = None) -> None:
+        """Run a job on another thread, as soon as fewer than `limit` run. From any thread."""
+        with self._lock:
+            self._queue(job, key)
+
+    @contextlib.contextmanager
+    def blocking(self) -> Iterator[None]:
+        """Around a wait inside a user function: gives up the turn and the place among the running.
+
+        Does nothing on threads that are not the pool's.
+        """
+        if getattr(_local, "executor", None) is not self:
+            yield
+            return
+        with self._lock:
+            if self._inside and self._is_held and _local.turn == self._turn:
+                self._take_turn()
+            counts = _local.runs_job  # a callback of the receiver's is not among the running
+            self._running -= counts
+            self._blocked += 1
+            if self._jobs:
+                self._rouse()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running += counts
+                self._blocked -= 1
+
+    # ------------------------------------------------------------------------------------ inside
+
+    def _queue(self, job: Job, key: Hashable) -> None:
+        self._jobs.append((job, key))
+        if self._running < self._limit:
+            self._rouse()
+
+    def _rouse(self) -> None:
+        """See that some thread looks for work: wake an idle one, or start one. With the lock held."""
+        if self._idle:
+            self._work.notify()
+        elif self._threads < min(self._limit + self._blocked + 1, MAX_THREADS):
+            self._spawn()
+
+    def _spawn(self) -> None:
+        if self._stopping:
+            return
+        self._threads += 1
+        thread = threading.Thread(target=self._live, name=f"{self._name}-{self._threads}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending, or the system gives no more threads
+            self._threads -= 1
+
+    def _take_turn(self) -> None:
+        """Take the turn from its holder, for another thread. With the lock held."""
+        self._turn += 1
+        self._is_held = False
+        self._inside = False
+        self._turns_taken += 1
+        if self._idle:
+            self._work.notify()
+        else:
+            self._spawn()
+
+    def _live(self) -> None:
+        _local.executor = self
+        _local.runs_job = 0
+        try:
+            while True:
+                found = self._find_work()
+                if found is None:
+                    return
+                if isinstance(found, int):
+                    _local.turn = found
+                    self._receive(found)
+                    with self._lock:
+                        if self._turn == found:  # gave it up by itself: it is stopping
+                            self._turn += 1
+                            self._is_held = False
+                            self._inside = False
+                else:
+                    _local.turn = -1
+                    self._call(*found)
+        finally:
+            _local.executor = None
+            with self._lock:
+                self._threads -= 1
+                self._ended.notify_all()
+
+    def _find_work(self) -> int | tuple[Job, Hashable] | None:
+        """The turn if nobody has it, else a job if one may run, else wait; None when the pool stops."""
+        with self._lock:
+            while not self._stopping:
+                if not self._is_held:
+                    self._is_held = True
+                    return self._turn
+                if self._jobs and self._running < self._limit:
+                    self._running += 1
+                    return self._jobs.popleft()
+                self._idle += 1
+                try:
+                    self._work.wait()
+                finally:
+                    self._idle -= 1
+            return None
+
+    def _call(self, job: Job, key: Hashable) -> None:
+        start = self._clock()
+        _local.runs_job = 1
+        try:
+            job()
+        except BaseException:  # a job handles its own errors; what comes here must not end the thread
+            logger.exception("a job of the pool failed")
+        finally:
+            _local.runs_job = 0
+            took = self._clock() - start
+            self._remember(key, took)
+            with self._lock:
+                self._busy += took
+                self._running -= 1
+                if self._jobs and self._running < self._limit and self._idle:
+                    self._work.notify()
+
+    def _remember(self, key: Hashable, took: float) -> None:
+        history = self._history
+        known = history.get(key)
+        if known is None:
+            if took < SLOW:
+                return  # the common case needs no entry
+            if len(history) >= HISTORY_SIZE:
+                history.clear()
+            history[key] = took
+        else:
+            history[key] = known + HISTORY_WEIGHT * (took - known)
+
+    def _oversee(self) -> None:
+        seen = -1
+        quiet = 0
+        while not self._stopping:
+            if self._parked:
+                self._unpark.wait()
+                self._unpark.clear()
+                quiet = 0
+                continue
+            self._stopped.wait(TICK)
+            serial = self._serial
+            if serial != seen:
+                seen = serial
+                quiet = 0
+            elif self._inside:
+                with self._lock:
+                    if self._inside and self._serial == seen and not self._stopping:
+                        self._take_turn()
+            else:
+                quiet += 1
+                if quiet > PARK_TICKS:
+                    self._parked = True
+                    # `enter` sets _inside before it reads _parked, so one of the two sees the other's write.
+                    if self._inside:
+                        self._parked = False
+
+
+@contextlib.contextmanager
+def blocking_here() -> Iterator[None]:
+    """`Executor.blocking` of whichever pool the calling thread belongs to, if it belongs to one."""
+    executor: Executor | None = getattr(_local, "executor", None)
+    if executor is None:
+        yield
+    else:
+        with executor.blocking():
+            yield

@@ -1,0 +1,159 @@
+"""Receiving: everything that can become readable, and everything that waits for a time, in one loop.
+
+One rule: one thread at a time runs the loop (the holder of the executor's turn), and whatever it has begun to drain is
+remembered, so that the next holder goes on where the turn was taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from zrpc.clock import Clock, earliest, monotonic
+from zrpc.runtime.executor import Executor
+from zrpc.transport.poller import Poller
+
+BATCH = 64
+"""Messages taken from one source before another gets its share."""
+
+logger = logging.getLogger(__name__)
+
+
+class Input(Protocol):
+    """A transport's end, as the receiver sees it."""
+
+    def fileno(self) -> int: ...
+
+    def receive(self) -> Any | None: ...
+
+
+class Timer(Protocol):
+    """Something that wants to be called at a time."""
+
+    def next_deadline(self) -> float | None: ...
+
+    def on_timer(self, now: float) -> None: ...
+
+
+class Source:
+    """An input and what to do with its messages."""
+
+    __slots__ = ("end", "handle", "is_open")
+
+    def __init__(self, end: Input, handle: Callable[[Any], None]) -> None:
+        self.end = end
+        self.handle = handle
+        self.is_open = True
+
+    def fileno(self) -> int:
+        return self.end.fileno()
+
+
+class Receiver:
+    """The loop. `add`, `remove`, `nudge` and `expect` may be called from any thread."""
+
+    def __init__(self, clock: Clock = monotonic) -> None:
+        self._clock = clock
+        self._poller = Poller()
+        self._undrained: deque[Source] = deque()
+        self._timers: list[Timer] = []
+        self._wait_until: float | None = None
+        self.executor: Executor | None = None
+
+    def add(self, end: Input, handle: Callable[[Any], None]) -> Source:
+        """Receive from `end` from now on; each message goes to `handle`."""
+        source = Source(end, handle)
+        self._poller.add(source)
+        self.nudge(source)
+        return source
+
+    def remove(self, source: Source) -> None:
+        """Receive no more. Call it before the end is closed."""
+        source.is_open = False
+        self._poller.remove(source)
+
+    def add_timer(self, timer: Timer) -> None:
+        self._timers.append(timer)
+        self._poller.wake()
+
+    def nudge(self, source: Source) -> None:
+        """There may be input that the poller will not report: a send on the same socket consumed the edge."""
+        self._undrained.append(source)
+        self._poller.wake()
+
+    def expect(self, deadline: float | None) -> None:
+        """A timer has a new deadline: see that the loop does not sleep past it."""
+        until = self._wait_until
+        if deadline is not None and (until is None or deadline < until):
+            self._poller.wake()
+
+    def wake(self) -> None:
+        self._poller.wake()
+
+    def close(self) -> None:
+        self._poller.close()
+
+    def run(self, turn: int) -> None:
+        """Receive until the turn is taken or the executor stops."""
+        executor = self.executor
+        assert executor is not None
+        undrained = self._undrained
+        while executor.holds(turn):
+            timeout = self._time_to_wait() if not undrained else 0.0
+            for source in self._poller.wait(timeout):
+                undrained.append(source)  # type: ignore[arg-type]
+            if not self._fire(executor, turn):
+                return
+            for _ in range(len(undrained)):
+                if not self._drain(executor, turn, undrained):
+                    return
+
+    def _drain(self, executor: Executor, turn: int, undrained: deque[Source]) -> bool:
+        """Handle a batch from the first undrained source; False when the turn is gone."""
+        source = undrained[0]
+        if not source.is_open:
+            undrained.popleft()
+            return True
+        receive, handle = source.end.receive, source.handle
+        for _ in range(BATCH):
+            message = receive()
+            if message is None:
+                undrained.popleft()
+                return True
+            executor.enter()
+            try:
+                handle(message)
+            except Exception:  # no message may end the loop; what can be answered has been
+                logger.exception("a message could not be handled")
+            message = None  # large buffers go now, not when the next message comes
+            if not executor.leave(turn):
+                return False  # the source stays undrained: the next holder goes on with it
+        undrained.rotate(-1)
+        return True
+
+    def _time_to_wait(self) -> float | None:
+        self._wait_until = 0.0
+        deadline = earliest(*[timer.next_deadline() for timer in self._timers])
+        self._wait_until = deadline
+        # A deadline that came in between was compared with 0 and woke nobody: look again, now that it is published.
+        again = earliest(*[timer.next_deadline() for timer in self._timers])
+        if again != deadline:
+            self._wait_until = deadline = again
+        return None if deadline is None else max(0.0, deadline - self._clock())
+
+    def _fire(self, executor: Executor, turn: int) -> bool:
+        """Call the timers that are due; False when the turn is gone."""
+        now = self._clock()
+        for timer in self._timers:
+            deadline = timer.next_deadline()
+            if deadline is not None and deadline <= now:
+                executor.enter()
+                try:
+                    timer.on_timer(now)
+                except Exception:
+                    logger.exception("a timer failed")
+                if not executor.leave(turn):
+                    return False
+        return True
