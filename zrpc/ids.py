@@ -52,8 +52,6 @@ class GloballyUniqueId(NamedTuple):
     def __repr__(self) -> str:
         return f"GloballyUniqueId(created_on={self.created_on}, local_id={self.local_id})"
 
-    __str__ = __repr__
-
 
 RRefId = GloballyUniqueId
 """Names one remote value, on all workers."""
@@ -86,5 +84,3 @@ class WorkerInfo(NamedTuple):
 
     def __repr__(self) -> str:
         return f"WorkerInfo(id={self.id}, name={self.name})"
-
-    __str__ = __repr__
