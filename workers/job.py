@@ -2,8 +2,8 @@
 
     python -m zrpc.workers.job --entry MODULE:FUNCTION [--args JSON]
 
-What the function returns is the exit code: None or 0 for success. The environment says who it is and where the broker is,
-as for `zrpc.workers.serve`; started by hand, it does not wait for anybody.
+What the function returns is the exit code: None or 0 for success. The environment says who it is and where the broker
+is, as for `zrpc.workers.serve`; started by hand, it does not wait for anybody.
 """
 
 from __future__ import annotations

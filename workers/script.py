@@ -19,9 +19,7 @@ from zrpc.launch.entries import run_program
 
 def main() -> None:
     """Serve until told to stop."""
-    parser = argparse.ArgumentParser(
-        prog="zrpc.workers.script", description="Join the cluster and serve a script file."
-    )
+    parser = argparse.ArgumentParser(prog="zrpc.workers.script", description="Join, and serve a script file.")
     parser.add_argument("file", type=Path, help="a file that torch.jit.save wrote")
     parser.add_argument("--name", help="its methods are called as NAME.method; default: the file's name without .pt")
     given = parser.parse_args()

@@ -1,6 +1,6 @@
 """From a configuration to processes: who is started, with which command and environment.
 
-One rule: what a process is told travels in its arguments and its environment, so that it can be started by hand as well.
+One rule: what a process is told travels in its arguments and its environment, so it can be started by hand as well.
 """
 
 from __future__ import annotations

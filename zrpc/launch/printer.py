@@ -71,12 +71,14 @@ class Printer:
         width: int = 80,
         logs: Path | None = None,
         quiet: bool = False,
+        verbose: bool = False,
         shown: frozenset[str] | None = None,
     ) -> None:
         self._out = out
         self._terminal = terminal
         self._width = width
         self._quiet = quiet
+        self._verbose = verbose
         self._shown = shown
         self._margin = max(map(len, (*names, LAUNCHER)))
         self._colours: Mapping[str, int] = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
@@ -101,6 +103,11 @@ class Printer:
         """A line of the launcher's own."""
         if not self._quiet:
             self._write(self._prefix(LAUNCHER, text) + "\n", self._live)
+
+    def detail(self, text: str) -> None:
+        """A line of the launcher's own for those who asked for more."""
+        if self._verbose:
+            self.note(text)
 
     def warn(self, text: str) -> None:
         """A line of the launcher's own that is shown in any case."""

@@ -80,6 +80,7 @@ class Supervisor:
         self._phase = "new"
         self._code = SUCCESS
         self._interrupts = 0
+        self._begun = 0.0
         self._nag_at: float | None = None
 
     def __repr__(self) -> str:
@@ -139,6 +140,7 @@ class Supervisor:
         if self._phase != "new":
             raise InvalidTransition("Begin", "supervisor", self._phase)
         self._phase = "forming"
+        self._begun = now
         self._nag_at = now + NAG_SECONDS
         effects: list[Effect] = []
         for life in self._lives.values():
@@ -165,7 +167,9 @@ class Supervisor:
         self._phase = "running"
         self._nag_at = None
         count = len(self._workers)
-        effects: list[Effect] = [Note(f"{count} worker{'s are' if count != 1 else ' is'} up")] if count else []
+        effects: list[Effect] = []
+        if count:
+            effects.append(Note(f"{count} worker{'s are' if count != 1 else ' is'} up after {now - self._begun:.1f} s"))
         if self._job is not None:
             if self._job.charge.timeout:
                 self._job.deadline = now + self._job.charge.timeout
