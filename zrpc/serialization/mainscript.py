@@ -1,0 +1,92 @@
+"""Things defined in `__main__`: which script that is, and how they travel.
+
+One rule: a name in `__main__` means something only in a process that runs the same script. A job script and a worker have
+different ones, so what is defined there goes by value. It goes with its name and the digest of its script: a receiver
+that runs the same script (workers started by `multiprocessing` from it, say) takes its own object of that name instead,
+so that module state is shared there and classes are the same classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import types
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import cloudpickle
+from cloudpickle.cloudpickle import _dynamic_class_reduce
+
+from zrpc.serialization import names
+
+MAIN_NAMES: Final = ("__main__", "__mp_main__")
+"""`multiprocessing` imports the parent's script under the second name."""
+MARK: Final = b"_main__"
+"""In every pickle that names one of them."""
+
+
+@lru_cache(maxsize=8)
+def _digest_of(path: str) -> str | None:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def main_digest() -> str | None:
+    """The digest of the script that this process runs as `__main__`; None for an interactive one."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    return _digest_of(path) if isinstance(path, str) else None
+
+
+def find_in_main(qualified_name: str) -> Any:
+    """What `__main__` has of that name here, None if it has nothing."""
+    found: Any = sys.modules.get("__main__")
+    for part in qualified_name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def main_object(qualified_name: str, digest: str | None, by_value: Any) -> Any:
+    """What arrives: this process's own object if it runs the same script, else the one that travelled."""
+    if digest is not None and digest == main_digest():
+        found = find_in_main(qualified_name)
+        if found is not None:
+            return found
+    return by_value
+
+
+class _ByValue:
+    """Stands for a function or class whose value is to be pickled, whatever its name."""
+
+    __slots__ = ("thing",)
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+
+class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
+    """cloudpickle's pickler, which also takes lambdas, closures and local classes, with the rule of this module."""
+
+    def __init__(self, file: Any, buffer_callback: Any) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self._stand_ins: dict[int, _ByValue] = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        """cloudpickle's hook for functions and classes."""
+        if type(obj) is _ByValue:
+            thing = obj.thing
+            return _dynamic_class_reduce(thing) if isinstance(thing, type) else self._dynamic_function_reduce(thing)
+        if (
+            isinstance(obj, (type, types.FunctionType))
+            and obj.__module__ in MAIN_NAMES
+            and find_in_main(obj.__qualname__) is obj
+        ):
+            stand_in = self._stand_ins.get(id(obj))
+            if stand_in is not None:
+                # Met again inside of itself: a recursive function, a method that names its class.
+                return names.same, (stand_in,)
+            stand_in = self._stand_ins[id(obj)] = _ByValue(obj)
+            return names.main_object, (obj.__qualname__, main_digest(), stand_in)
+        return super().reducer_override(obj)
