@@ -25,6 +25,7 @@ sentence from them: what failed, on which worker, why, and what to do next.
     |   |-- CodecRefused               the worker does not accept calls of this codec
     |   |-- CodeRefused                the worker accepts only functions it was given at start
     |   |-- UnknownFunction            the worker has no function of that name
+    |   |-- NotImportable (also an AttributeError)   a function or class that the reading worker does not have
     |   `-- StaleIncarnation           the message was meant for an earlier life of the worker
     |-- DeadlineExceeded (also a TimeoutError)
     |   |-- CallTimeout                a call that had no reply at its deadline
@@ -206,6 +207,7 @@ class NameTaken(Refused):
 
     def __init__(self, name: str, holder: str = "") -> None:
         self.name = name
+        self.holder = holder
         by = f" (held by {holder})" if holder else ""
         super().__init__(
             f"worker name {name!r} is not unique{by}: a living worker has it. Use another name, or stop that worker."
@@ -226,6 +228,20 @@ class CodeRefused(Refused):
 
 class UnknownFunction(Refused):
     """The worker has no function of that name."""
+
+
+class NotImportable(Refused, AttributeError):
+    """A message names a module, function or class that the worker which reads it does not have."""
+
+    def __init__(self, module: str, name: str, why: str) -> None:
+        self.module = module
+        self.qualified_name = name
+        what = f"{module}.{name}" if name else module or "something"
+        super().__init__(
+            f"cannot import {what}, which a message needs, in this process: {why}. "
+            "Default RPC pickler does not serialize function code. Ensure that UDFs are defined on both caller and "
+            "callee modules."
+        )
 
 
 class StaleIncarnation(Refused):
