@@ -102,6 +102,10 @@ class Outbox(Generic[P]):
             next_due = min(next_due, entry.due)
         return again, next_due
 
+    def count_due(self) -> int:
+        """Messages that are sent again at some time: all but those that ride on one without an end."""
+        return sum(entry.due != math.inf for entry in self._entries.values())
+
     def payloads(self) -> list[P]:
         """All that is not settled, oldest first."""
         return [entry.payload for entry in self._entries.values()]
@@ -237,6 +241,10 @@ class Channels(Generic[P]):
     def next_due(self) -> float:
         """When to call `take_due`: never later than something is due, sometimes with nothing due. inf for never."""
         return self._due
+
+    def count_due(self) -> int:
+        """Messages that are sent again at some time: all but those that ride on one without an end."""
+        return sum(outbox.count_due() for outbox in self._outboxes.values())
 
     def __len__(self) -> int:
         """Numbers that are not settled, those that ride included."""

@@ -27,7 +27,7 @@ class Control(IntEnum):
     FORK_REQUEST = 11
     """User to owner: this fork is mine."""
     CHILD_ACCEPT = 12
-    """User to its parent: the owner knows me. Also: I was dropped before the owner had to know me."""
+    """To the parent of a fork: the owner knows the fork, or is the one that got it, or need never know it."""
     USER_DELETE = 14
     """User to owner: the fork is gone (G1)."""
     FORK_NOTICE = 16

@@ -100,7 +100,11 @@ class Users:
         if fork.parent == fork.owner:
             self._send(fork.owner, Message(Control.USER_DELETE, fork.rref_id, fork.fork_id), now, out)
         else:
-            self._send(fork.parent, Message(Control.CHILD_ACCEPT, fork.rref_id, fork.fork_id), now, out)
+            self.release_parent(fork, now, out)
+
+    def release_parent(self, fork: Fork, now: float, out: Effects) -> None:
+        """A fork needs its parent no more: the owner knows it, is here, or need never know."""
+        self._send(fork.parent, Message(Control.CHILD_ACCEPT, fork.rref_id, fork.fork_id), now, out)
 
     def accept(self, record: UserRecord, now: float, out: Effects) -> None:
         """The owner knows this user."""

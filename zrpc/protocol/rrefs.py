@@ -210,11 +210,22 @@ class RRefTable:
             self._users.settle_child(fork.fork_id, now, out)
         return out
 
+    def fork_delivered(self, fork: Fork, to: Peer, now: float) -> Effects:
+        """`to` answered the message (with a result or an error), after its table was told of the fork.
+
+        Saying this is optional: it spares a notice when the message's time is over.
+        """
+        out: Effects = []
+        if fork.seq and to == fork.owner:
+            self._users.settle_child(fork.fork_id, now, out)
+        self._channels.settle(to, fork.seq)
+        return out
+
     def fork_received(self, fork: Fork, now: float) -> tuple[str, Effects]:
         """A fork came in a message: returns the state of the reference it made here, born with one handle.
 
         The state is of the owner table if `fork.owner` is this worker, else of the user table. `deleted`: the fork came
-        too late, and made nothing. A `pending` user gets a `ConfirmUser` or a `LoseUser`.
+        too late or from a lost worker, and made nothing: do not run the call. A `pending` user gets a `ConfirmUser` or a `LoseUser`.
         """
         out: Effects = []
         if fork.seq == 0:
@@ -223,7 +234,7 @@ class RRefTable:
             return DELETED, out
         if fork.owner == self.me:
             state = self._owners.arrive(fork.rref_id, out)
-            self._ack(fork.parent, fork.seq, out)
+            self._users.release_parent(fork, now, out)
         else:
             state = self._users.arrive(fork, now, out)
         return state, out
@@ -234,7 +245,7 @@ class RRefTable:
             return self.handle_dropped(fork.rref_id, None if fork.owner == self.me else fork.fork_id, now)
         out: Effects = []
         if self._is_new_fork(fork):
-            self._refuse(fork, now, out)
+            self._users.refuse(fork, now, out)
         return out
 
     # --------------------------------------------------------------------------------- the control channel
@@ -249,7 +260,7 @@ class RRefTable:
         if self._channels.is_new(sender, seq):
             self._process(sender, seq, message, now, out)
         self._channels.accept(sender, seq, floor)
-        self._ack(sender, seq, out)
+        out.append(SendAck(sender, seq))
         return out
 
     def ack_received(self, sender: Peer, seq: int, now: float) -> Effects:
@@ -263,8 +274,6 @@ class RRefTable:
             record = self._users.records.get(message.fork_id)
             if record is not None:
                 self._users.accept(record, now, out)
-        elif kind == Control.FORK_NOTICE and message.owner == sender:
-            self._users.settle_child(message.fork_id, now, out)
         return out
 
     def _process(self, sender: Peer, seq: int, message: Message, now: float, out: Effects) -> None:
@@ -278,21 +287,10 @@ class RRefTable:
         elif kind == Control.CREATION_NOTICE:
             self._owners.fail_creation(sender, rref_id, fork_id, out)
         elif message.owner is not None:
-            self._refuse(Fork(rref_id, fork_id, message.owner, sender, seq), now, out)
+            self._users.refuse(Fork(rref_id, fork_id, message.owner, sender, seq), now, out)
 
     def _is_new_fork(self, fork: Fork) -> bool:
-        # A lost parent's numbers are forgotten; each of its messages that was still queued here comes once.
-        return self._channels.is_lost(fork.parent) or self._channels.accept(fork.parent, fork.seq)
-
-    def _refuse(self, fork: Fork, now: float, out: Effects) -> None:
-        if fork.owner == self.me:
-            self._ack(fork.parent, fork.seq, out)
-        else:
-            self._users.refuse(fork, now, out)
-
-    def _ack(self, to: Peer, seq: int, out: Effects) -> None:
-        if not self._channels.is_lost(to):
-            out.append(SendAck(to, seq))
+        return not self._channels.is_lost(fork.parent) and self._channels.accept(fork.parent, fork.seq)
 
     def _self_fork_state(self, fork: Fork) -> str:
         return self.owner_state(fork.rref_id) if fork.owner == self.me else self.user_state(fork.fork_id)
@@ -352,7 +350,7 @@ class RRefTable:
             num_pending_users=sum(record.state in (CREATING, PENDING) for record in users),
             num_pending_children=len(self._users.children),
             num_forks=sum(len(record.forks) for record in owners),
-            num_pending_futures=len(self._channels),
+            num_pending_futures=self._channels.count_due(),
             num_users=len(users),
             num_handles=sum(record.handles for record in users) + sum(record.handles for record in owners),
         )
