@@ -32,7 +32,9 @@ DEFAULT_WIDTH = 80
 class Broker(Protocol):
     """What the launcher needs of a broker."""
 
-    address: str
+    @property
+    def address(self) -> str:
+        """Where members connect to."""
 
     def exited(self, name: str, pid: int, why: str) -> None:
         """A worker's process has ended."""
@@ -50,6 +52,8 @@ class BrokerRequest:
     keyring: Keyring | None
     joined: Callable[[str], None]
     stop_asked: Callable[[str], None]
+    expected: tuple[str, ...] = ()
+    """Workers that will come; their ids follow this order."""
 
 
 StartBroker = Callable[[BrokerRequest], Broker]
@@ -139,7 +143,10 @@ class Launcher:
         keyring = new_keyring(config.cluster) if config.security else None
         if keyring is not None:
             write_key_file(keyring, directory.key_file)
-        request = BrokerRequest(config.cluster, config.broker.bind, keyring, mailbox.joined, mailbox.stop_asked)
+        workers = tuple(charge.name for charge in charges_of(config) if not charge.is_job)
+        request = BrokerRequest(
+            config.cluster, config.broker.bind, keyring, mailbox.joined, mailbox.stop_asked, workers
+        )
         broker = self._start_broker(request)
         stack.callback(lambda: broker.stop(BROKER_STOP_SECONDS))
         directory.write_record(config.cluster, broker.address, self._key_file(directory))

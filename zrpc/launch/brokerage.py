@@ -1,0 +1,48 @@
+"""A real broker for the launcher, and for `zrpc broker`.
+
+One rule: whoever starts a broker here gets one thing to stop, which takes its sockets along.
+"""
+
+from __future__ import annotations
+
+from zrpc.broker.server import BrokerServer
+from zrpc.launch.launcher import BrokerRequest
+from zrpc.protocol.effects import MemberUp, News, StopRequested
+from zrpc.transport.router import ZmqTransport
+
+
+class RunningBroker:
+    """A broker with the transport that it uses."""
+
+    def __init__(self, request: BrokerRequest) -> None:
+        def take(news: News) -> None:
+            if isinstance(news, MemberUp):
+                request.joined(news.member.name)
+            elif isinstance(news, StopRequested) and news.names is None:
+                request.stop_asked(news.why or "zrpc stop")
+
+        self._transport = ZmqTransport(request.keyring, "broker")
+        self._server = BrokerServer(self._transport, request.bind, cluster=request.cluster, on_event=take)
+        try:
+            self._server.start()
+        except BaseException:
+            self._transport.close()
+            raise
+        if request.expected:
+            self._server.expect(request.expected)
+
+    @property
+    def address(self) -> str:
+        return self._server.address
+
+    def exited(self, name: str, pid: int, why: str) -> None:
+        self._server.exited(name, pid, why)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        self._server.stop(timeout)
+        self._transport.close()
+
+
+def start_broker(request: BrokerRequest) -> RunningBroker:
+    """Start a broker in this process. Raises `ConfigError` when its address cannot be bound."""
+    return RunningBroker(request)
