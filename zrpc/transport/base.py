@@ -65,6 +65,9 @@ class Link(Pollable, Protocol):
         """What happened to the connection since the last call, oldest first: 'connected', 'disconnected',
         'refused' (nobody listens there) or 'denied' (the handshake failed)."""
 
+    def monitor_fileno(self) -> int | None:
+        """A further descriptor, readable when `events()` may have something; None when there is none."""
+
     def statistics(self) -> TransportStatistics: ...
 
     def close(self) -> None:
@@ -85,6 +88,9 @@ class Listener(Pollable, Protocol):
 
     def lost(self) -> list[bytes]:
         """Routes whose connection has closed since the last call (only those that have sent something)."""
+
+    def monitor_fileno(self) -> int | None:
+        """A further descriptor, readable when `lost()` may have something; None when there is none."""
 
     def statistics(self) -> TransportStatistics: ...
 

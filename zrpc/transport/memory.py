@@ -65,6 +65,7 @@ class MemoryLink(_End):
         self.route = b"%d" % next(network.routes)
         self._network = network
         self._events: list[str] = ["connected"] if address in network.listeners else ["refused"]
+        network.links.setdefault(address, set()).add(self)
 
     def send(self, frames: Frames) -> bool:
         if self._closed:
@@ -80,6 +81,14 @@ class MemoryLink(_End):
         item: list[Any] | None = self._take()
         return item
 
+    def monitor_fileno(self) -> int | None:
+        return None  # events make the link itself readable
+
+    def _note(self, event: str) -> None:
+        self._events.append(event)
+        if not self._closed:
+            self._waker.wake()
+
     def events(self) -> list[str]:
         events, self._events = self._events, []
         return events
@@ -88,6 +97,7 @@ class MemoryLink(_End):
         if self._closed:
             return
         self._closed = True
+        self._network.links[self.address].discard(self)
         listener = self._network.listeners.get(self.address)
         if listener is not None and listener._links.pop(self.route, None) is not None:
             listener._lost.append(self.route)
@@ -128,10 +138,8 @@ class MemoryListener(_End):
             return
         self._closed = True
         self._network.listeners.pop(self.address, None)
-        for link in self._links.values():
-            link._events.append("disconnected")
-            if not link._closed:
-                link._waker.wake()
+        for link in list(self._network.links.get(self.address, ())):
+            link._note("disconnected")
         self._waker.close()
 
 
@@ -140,6 +148,7 @@ class MemoryNetwork:
 
     def __init__(self) -> None:
         self.listeners: dict[str, MemoryListener] = {}
+        self.links: dict[str, set[MemoryLink]] = {}
         self.routes = itertools.count(1)
         self.ports = itertools.count(1)
         self.lock = threading.Lock()
@@ -160,6 +169,8 @@ class MemoryTransport:
                 raise ConfigError(f"bind address {address}", ["Address already in use"])
             listener = MemoryListener(self._network, address)
             self._network.listeners[address] = listener
+            for link in list(self._network.links.get(address, ())):
+                link._note("connected")  # it has waited for somebody to listen here
         self._open.append(listener)
         return listener
 

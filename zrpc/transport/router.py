@@ -265,6 +265,9 @@ class ZmqLink(_Socket):
             self._receive_rest(frames)
             return frames
 
+    def monitor_fileno(self) -> int | None:
+        return None if self._monitor is None else self._monitor.fileno()
+
     def events(self) -> list[str]:
         with self._lock:
             if self._closed or self._monitor is None:

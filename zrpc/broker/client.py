@@ -1,0 +1,390 @@
+"""A member's connection to the broker: it joins, then is driven by whoever receives for the process.
+
+One rule: the session decides under the lock, and everything it decided is done outside it; this object starts no thread.
+
+After `join`, the driver receives from `link` and from `watch` (which tells of lost and new connections), hands over what
+came with `on_frames` or `on_readable`, calls `on_timer` at `next_deadline()`, and acts on the news that these return.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from zrpc.clock import Clock, earliest, monotonic, time_left
+from zrpc.errors import (
+    BrokerUnreachable,
+    FrameError,
+    GroupTimeout,
+    InvalidTransition,
+    JoinRefused,
+    Unavailable,
+    ZrpcError,
+)
+from zrpc.protocol.effects import (
+    Announce,
+    Arrival,
+    Counts,
+    CountsWanted,
+    Departure,
+    Effect,
+    Inquiry,
+    Joined,
+    JoinFailed,
+    LinkChange,
+    News,
+    Report,
+    Send,
+    ShutdownWish,
+    Start,
+    StopRequested,
+    Tick,
+    Waiting,
+)
+from zrpc.protocol.session import MEMBER_STATES, Session
+from zrpc.transport.base import Link, Transport
+from zrpc.transport.poller import Poller
+from zrpc.wire.envelope import unpack
+from zrpc.wire.limits import MIB, Limits
+from zrpc.wire.messages import TO_MEMBER, GroupProgress, Hello, Member, Welcome, read, seal
+
+CLIENT_LIMITS: Final = Limits(message_bytes=64 * MIB, header_bytes=64 * 1024, buffers=0, code_bytes=0)
+DENIED_PATIENCE: Final = 2.0
+"""Seconds of denied handshakes after which joining gives up: a wrong key does not become right by waiting, while a broker
+that ends in the middle of a handshake looks the same for a moment."""
+
+WHY_SILENT: Final[Mapping[str, str]] = {
+    "": "no answer",
+    "connected": "it took the connection and did not answer",
+    "disconnected": "the connection was lost",
+    "refused": "nobody listens there",
+    "denied": "the handshake was denied: this process has another key than the broker",
+}
+
+logger = logging.getLogger(__name__)
+
+
+class LinkWatch:
+    """The connection events of a link, as an input: `receive` returns one, or None when there is none now."""
+
+    def __init__(self, link: Link, fd: int) -> None:
+        self._link = link
+        self._fd = fd
+        self._events: list[str] = []
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def receive(self) -> str | None:
+        if not self._events:
+            self._events = self._link.events()
+        return self._events.pop(0) if self._events else None
+
+
+def _no_counts() -> Counts:
+    return Counts()
+
+
+class BrokerClient:
+    """One process's membership. `hello` says who it is; its nonce must be random.
+
+    `statistics` is asked for the numbers of each beat. `wake` is called, from any thread, when the driver must call
+    `on_timer` soon although nothing became readable. Look-ups in `members_by_name` and `members_by_id` are safe from any
+    thread; take `members()` to go through all.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        address: str,
+        hello: Hello,
+        *,
+        statistics: Callable[[], Mapping[str, int | float]] | None = None,
+        wake: Callable[[], None] | None = None,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.address = address
+        self._clock = clock
+        self._wake = wake
+        self._statistics = statistics
+        self._counts: Callable[[], Counts] = _no_counts
+        self._session = Session(hello)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._is_undrained = False
+        self._is_closed = False
+        self._last_change = ""
+        self._denied_at: float | None = None
+        self.unreadable = 0
+        """Messages from the broker that could not be read."""
+        self.link: Link = transport.connect(address, "broker", watch=True)
+        monitor = self.link.monitor_fileno()
+        self.watch: LinkWatch | None = None if monitor is None else LinkWatch(self.link, monitor)
+
+    def __repr__(self) -> str:
+        return f"<BrokerClient {self.address} {self._session!r}>"
+
+    # ------------------------------------------------------------------------------------------ who we are
+
+    @property
+    def id(self) -> int:
+        return self._session.id
+
+    @property
+    def incarnation(self) -> int:
+        return self._session.incarnation
+
+    @property
+    def life(self) -> int:
+        return self._session.life
+
+    @property
+    def cluster(self) -> str:
+        return self._session.cluster
+
+    @property
+    def state(self) -> str:
+        return self._session.state
+
+    @property
+    def is_connected(self) -> bool:
+        return self._session.connected
+
+    @property
+    def members_by_name(self) -> Mapping[str, Member]:
+        return self._session.members
+
+    @property
+    def members_by_id(self) -> Mapping[int, Member]:
+        return self._session.members_by_id
+
+    def members(self) -> list[Member]:
+        """Everybody who is up, this process included."""
+        with self._lock:
+            return list(self._session.members.values())
+
+    # --------------------------------------------------------------------------------------------- joining
+
+    def join(self, deadline: float | None, on_progress: Callable[[GroupProgress], None] | None = None) -> Welcome:
+        """Become a member; blocks until the group is complete. `deadline` is on the client's clock.
+
+        `on_progress` is told who is missing. Raises `BrokerUnreachable`, `GroupTimeout` at the deadline, `NameTaken`,
+        `InvalidName`, `JoinRefused` or `VersionMismatch`; the client is closed then.
+        """
+        poller = Poller()
+        try:
+            poller.add(self.link)
+            if self.watch is not None:
+                poller.add(self.watch)
+            return self._join(poller, deadline, on_progress)
+        except BaseException:
+            self.leave("it gave up joining")
+            self.close()
+            raise
+        finally:
+            poller.close()
+
+    def _join(
+        self, poller: Poller, deadline: float | None, on_progress: Callable[[GroupProgress], None] | None
+    ) -> Welcome:
+        began = self._clock()
+        last: GroupProgress | None = None
+        news = self._feed(Start(), began)
+        while True:
+            for item in news:
+                if isinstance(item, Joined):
+                    self._is_undrained = True  # whoever drives next must look for what came with the welcome
+                    return item.welcome
+                if isinstance(item, JoinFailed):
+                    raise item.error
+                if isinstance(item, StopRequested):
+                    raise JoinRefused(f"this worker was asked to stop while it joined: {item.why or 'no reason given'}")
+                if isinstance(item, Waiting):
+                    last = item.progress
+                    if on_progress is not None:
+                        on_progress(last)
+            now = self._clock()
+            self._check_patience(began, now, deadline, last)
+            if not self._is_undrained:
+                poller.wait(time_left(earliest(deadline, self.next_deadline(), self._denial_deadline()), now))
+            news = self._pump(self._clock(), strict=True)
+
+    def _denial_deadline(self) -> float | None:
+        return None if self._denied_at is None else self._denied_at + DENIED_PATIENCE
+
+    def _check_patience(self, began: float, now: float, deadline: float | None, last: GroupProgress | None) -> None:
+        """Raise when it is time to give up."""
+        denied = self._denial_deadline()
+        if (deadline is None or now < deadline) and (denied is None or now < denied):
+            return
+        if last is None or denied is not None:
+            raise BrokerUnreachable(self.address, now - began, WHY_SILENT[self._last_change])
+        what = f"waiting for the group of worker {self._session.hello.name!r}"
+        raise GroupTimeout(what, now - began, last.present, last.missing, last.short)
+
+    # ---------------------------------------------------------------------------------------------- driving
+
+    def next_deadline(self) -> float | None:
+        """When `on_timer` is due, on the client's clock."""
+        if self._is_undrained:
+            return 0.0
+        with self._lock:
+            return self._session.next_deadline()
+
+    def on_readable(self, now: float) -> list[News]:
+        """Take all that has come. The news is for the caller to act on."""
+        return self._pump(now)
+
+    def on_timer(self, now: float) -> list[News]:
+        """Take all that has come, and do what is due."""
+        return self._pump(now)
+
+    def on_frames(self, frames: Any, now: float) -> list[News]:
+        """Take one message that the driver has received from `link`."""
+        return self._take(frames, now, strict=False)
+
+    def on_link_event(self, what: str, now: float) -> list[News]:
+        """Take one event that the driver has received from `watch`."""
+        return self._note_change(what, now)
+
+    def _pump(self, now: float, strict: bool = False) -> list[News]:
+        """Drain the link and run the timers, until neither leaves anything to do."""
+        news: list[News] = []
+        while True:
+            self._is_undrained = False
+            for what in self._link_events():
+                news += self._note_change(what, now)
+            while True:
+                frames = self.link.receive()
+                if frames is None:
+                    break
+                news += self._take(frames, now, strict)
+            news += self._tick(now)
+            if not self._is_undrained:
+                return news
+
+    def _link_events(self) -> list[str]:
+        if self.watch is None:
+            return self.link.events()
+        return list(iter(self.watch.receive, None))
+
+    def _note_change(self, what: str, now: float) -> list[News]:
+        self._last_change = what if what != "disconnected" or self._last_change != "denied" else "denied"
+        if what == "connected":
+            self._denied_at = None
+        elif what == "denied" and self._denied_at is None:
+            self._denied_at = now
+        return self._feed(LinkChange(what), now)
+
+    def _take(self, frames: Any, now: float, strict: bool) -> list[News]:
+        try:
+            envelope = unpack(frames, CLIENT_LIMITS)
+            if envelope.receiver_incarnation not in (0, self._session.incarnation):
+                return []  # for an earlier life on this route
+            message = read(envelope, TO_MEMBER)
+        except FrameError:
+            self.unreadable += 1
+            logger.warning("a message from the broker at %s could not be read", self.address, exc_info=True)
+            return []
+        except ZrpcError:  # another protocol version: joining is over; a member waits for a broker that it understands
+            if strict:
+                raise
+            self.unreadable += 1
+            return []
+        return self._feed(Arrival(message), now)
+
+    def _tick(self, now: float) -> list[News]:
+        due = self._session.next_deadline()
+        if due is None or now < due:
+            return []
+        if self._statistics is not None:
+            self._session.statistics = self._statistics()
+        return self._feed(Tick(), now)
+
+    def _feed(self, event: object, now: float) -> list[News]:
+        """Give an event to the session, perform what it decides, return its news."""
+        with self._lock:
+            effects = self._session.handle(event, now)
+            identity = self._session.id, self._session.incarnation
+            self._changed.notify_all()
+        news = self._perform(effects, identity)
+        if any(isinstance(item, CountsWanted) for item in news):
+            news = [item for item in news if not isinstance(item, CountsWanted)]
+            if self._session.state == "ending":
+                news += self._feed(ShutdownWish(self._counts()), now)
+        return news
+
+    def _perform(self, effects: list[Effect], identity: tuple[int, int]) -> list[News]:
+        news: list[News] = []
+        for effect in effects:
+            if isinstance(effect, Announce):
+                news.append(effect.news)
+            elif isinstance(effect, Send):
+                try:
+                    if self.link.send(seal(effect.message, *identity)):
+                        self._is_undrained = True
+                except Unavailable:
+                    logger.debug("the link to the broker is closed", exc_info=True)
+        return news
+
+    def _command(self, event: object) -> list[News]:
+        """An event of the owner, from any thread."""
+        news = self._feed(event, self._clock())
+        if self._wake is not None:
+            self._wake()  # there may be input whose edge the send consumed, and deadlines have moved
+        return news
+
+    # --------------------------------------------------------------------------------- what the owner wants
+
+    def beat(self, statistics: Mapping[str, int | float]) -> None:
+        """Report to the broker now; these statistics are repeated in each beat until there are others."""
+        self._command(Report(dict(statistics)))
+
+    def begin_shutdown(self, counts: Callable[[], Counts]) -> None:
+        """Ask to end together with the static group. `Released` comes when everybody may go; a dynamic member may at once.
+
+        `counts` is asked again and again until then; call `report_counts` when calls have just ended, to be quicker.
+        Raises `InvalidTransition` when this process is not a member.
+        """
+        self._counts = counts
+        self._command(ShutdownWish(counts()))
+
+    def report_counts(self) -> None:
+        """The counts have changed; nothing happens when `begin_shutdown` was not called."""
+        if self._session.state == "ending":
+            try:
+                self._command(ShutdownWish(self._counts()))
+            except InvalidTransition:
+                pass  # released, or fenced, since the line above
+
+    def refresh(self, worker: str | int, timeout: float) -> Member | None:
+        """Ask the broker about a worker that is not known here; None when it is not known there either.
+
+        Blocks, while another thread drives this client, until the worker is up or `timeout` seconds have passed.
+        """
+        deadline = self._clock() + timeout
+        snapshots = self._session.snapshots
+        if self._session.state not in MEMBER_STATES:
+            return None
+        self._command(Inquiry())
+        with self._changed:
+            while True:
+                session = self._session
+                found = session.members.get(worker) if isinstance(worker, str) else session.members_by_id.get(worker)
+                left = deadline - self._clock()
+                if found is not None or left <= 0 or session.snapshots != snapshots:
+                    return found
+                self._changed.wait(left)
+
+    def leave(self, why: str = "") -> None:
+        """Tell the broker that this process is no member any more. Idempotent."""
+        if self._session.state != "left":
+            self._command(Departure(why))
+
+    def close(self) -> None:
+        """Close the link. What was said is given a moment to leave."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.link.close()

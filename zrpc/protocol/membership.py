@@ -1,0 +1,325 @@
+"""The broker's book of workers: who has which name and id, in which life, and what has changed.
+
+One rule: a name keeps its id for the cluster's life, and no incarnation is given twice.
+
+The life of a name:
+
+    cause       from             to        what it means
+    ----------  ---------------  --------  ------------------------------------------------------
+    joined      absent, gone     waiting   a process said HELLO; its group is not complete yet
+    admitted    waiting          up        it is welcomed, and everyone is told
+    adopted     absent, gone     up        a member of an earlier run of the broker, or one declared dead, is back
+    died        waiting, up      gone      no beat, connection lost, or its process was seen to end
+    left        waiting, up      gone      it said GOODBYE
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from zrpc.errors import InvalidTransition
+from zrpc.ids import MAX_LIFE
+from zrpc.wire.messages import Gone, Hello, Member, Members, Roster
+
+ABSENT: Final = "absent"
+WAITING: Final = "waiting"
+UP: Final = "up"
+GONE: Final = "gone"
+LIVING: Final = (WAITING, UP)
+
+LIFECYCLE: Final[dict[tuple[str, str], str]] = {
+    (ABSENT, "joined"): WAITING,
+    (GONE, "joined"): WAITING,
+    (WAITING, "admitted"): UP,
+    (ABSENT, "adopted"): UP,
+    (GONE, "adopted"): UP,
+    (WAITING, "died"): GONE,
+    (UP, "died"): GONE,
+    (WAITING, "left"): GONE,
+    (UP, "left"): GONE,
+}
+
+INCARNATION_SHIFT: Final = 12
+"""An incarnation is the milliseconds of the broker's start and a counter: 4,096 for each millisecond that it runs, so
+that a broker restarted later begins above."""
+_LIFE_ZERO: Final = 1_577_836_800
+"""2020-01-01: lives that a restarted broker gives count from here, in seconds; 31 bits last until 2088."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryOptions:
+    """Times are seconds."""
+
+    heartbeat_interval: float = 0.5
+    """How often a member reports."""
+    death_timeout: float = 3.0
+    """A member that has not been heard of for this long is dead."""
+    loss_grace: float = 0.3
+    """A member whose connection closed and that is not back after this long is dead."""
+    flush_interval: float = 0.02
+    """Changes of the membership are collected for this long."""
+    progress_interval: float = 1.0
+    """How often waiting members are told who is missing."""
+    max_members: int = 65_535
+    """More living members are refused."""
+    max_remembered: int = 65_535
+    """Names of the dead that keep their id; the longest dead are forgotten, their ids are not given again."""
+
+
+class Record:
+    """All that the broker knows of one name."""
+
+    __slots__ = (
+        "by_will",
+        "heard_at",
+        "hello",
+        "id",
+        "incarnation",
+        "joined_at",
+        "life",
+        "lost_at",
+        "name",
+        "refreshed_at",
+        "route",
+        "state",
+        "statistics",
+        "stop_why",
+        "why",
+    )
+
+    def __init__(self, name: str, worker_id: int) -> None:
+        self.name = name
+        self.id = worker_id
+        self.life = 0
+        self.state = ABSENT
+        self.hello: Hello | None = None
+        self.incarnation = 0
+        self.route: bytes | None = None
+        self.lost_at: float | None = None
+        self.heard_at = 0.0
+        self.joined_at = 0.0
+        self.refreshed_at = 0.0
+        self.statistics: dict[str, int | float] = {}
+        self.stop_why: str | None = None
+        self.by_will = False
+        self.why = ""
+
+    def __repr__(self) -> str:
+        return f"<Record {self.name} {self.state} id={self.id} incarnation={self.incarnation} life={self.life}>"
+
+    @property
+    def is_living(self) -> bool:
+        return self.state in LIVING
+
+    @property
+    def is_static(self) -> bool:
+        return self.hello is not None and self.hello.world_size > 0
+
+    def move(self, cause: str) -> None:
+        """Follow `LIFECYCLE`. Raises `InvalidTransition`, changing nothing."""
+        state = LIFECYCLE.get((self.state, cause))
+        if state is None:
+            raise InvalidTransition(cause, f"worker {self.name!r}", self.state)
+        self.state = state
+
+    def member(self) -> Member:
+        """The record as the members see it."""
+        hello = self.hello
+        assert hello is not None
+        return Member(
+            self.name,
+            self.id,
+            self.incarnation,
+            self.life,
+            hello.address,
+            hello.role,
+            self.state,
+            hello.pid,
+            hello.host,
+            hello.software,
+        )
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """The record as tools see it: plain values."""
+        member = self.member()
+        return {
+            **{name: getattr(member, name) for name in Member.__dataclass_fields__},
+            "uptime": now - self.joined_at,
+            "silence": now - self.heard_at,
+            "static": self.is_static,
+            "stopping": self.stop_why is not None,
+            "statistics": dict(self.statistics),
+        }
+
+
+class Book:
+    """Records by name, id and route; gives ids, incarnations and lives."""
+
+    def __init__(self, epoch_ms: int, options: RegistryOptions) -> None:
+        self.epoch = epoch_ms << INCARNATION_SHIFT
+        self._options = options
+        self._last_incarnation = self.epoch
+        self._first_life = 0
+        self._next_id = 0
+        self._forgotten: set[int] = set()
+        self._dead: dict[str, None] = {}
+        self._living = 0
+        self.by_name: dict[str, Record] = {}
+        self.by_id: dict[int, Record] = {}
+        self.by_route: dict[bytes, Record] = {}
+
+    def living(self) -> Iterator[Record]:
+        return (record for record in self.by_name.values() if record.is_living)
+
+    @property
+    def living_count(self) -> int:
+        return self._living
+
+    def next_incarnation(self) -> int:
+        self._last_incarnation += 1
+        return self._last_incarnation
+
+    def is_id_free(self, worker_id: int, name: str) -> bool:
+        """Whether `name` may have that id: it has it, or nobody ever had (it may be kept for one who never came)."""
+        holder = self.by_id.get(worker_id)
+        if holder is None:
+            return worker_id not in self._forgotten
+        return holder.name == name or holder.state == ABSENT
+
+    def claim(self, name: str, wanted: int) -> Record:
+        """The record of a name, made if there is none, with id `wanted` if the name may have that.
+
+        A name that has lived keeps its id. An id that is only kept for an expected name goes to who asks for it.
+        """
+        record = self.by_name.get(name)
+        if record is not None and (record.state != ABSENT or wanted in (-1, record.id)):
+            return record
+        if wanted < 0 or not self.is_id_free(wanted, name):
+            if record is not None:
+                return record
+            wanted = self._next_free_id()
+        displaced = self.by_id.get(wanted)
+        if record is None:
+            record = self.by_name[name] = Record(name, wanted)
+        else:
+            del self.by_id[record.id]
+            record.id = wanted
+        self.by_id[wanted] = record
+        if displaced is not None:
+            displaced.id = self._next_free_id()
+            self.by_id[displaced.id] = displaced
+        return record
+
+    def _next_free_id(self) -> int:
+        while self._next_id in self.by_id or self._next_id in self._forgotten:
+            self._next_id += 1
+        return self._next_id
+
+    def begin_life(self, record: Record) -> None:
+        """Give the record the incarnation and the life of a process that has just come."""
+        record.life = record.life + 1 if record.incarnation else self._first_life
+        record.incarnation = self.next_incarnation()
+
+    def note_survivor(self, incarnation: int) -> None:
+        """A member of an earlier run of the broker is back: this cluster is older than this broker.
+
+        Names that this broker sees for the first time may have lived before, and made ids; their lives now start at a
+        number that no earlier broker has given.
+        """
+        self._last_incarnation = max(self._last_incarnation, incarnation)
+        if incarnation < self.epoch:
+            seconds = (self.epoch >> INCARNATION_SHIFT) // 1000 - _LIFE_ZERO
+            self._first_life = min(MAX_LIFE // 2, max(1, seconds))
+
+    def connect(self, record: Record, route: bytes, now: float) -> None:
+        """The record's member is reached along `route` from now on."""
+        if record.route != route:
+            if record.route is not None:
+                self.by_route.pop(record.route, None)
+            before = self.by_route.get(route)
+            if before is not None:
+                before.route = None
+            record.route = route
+            self.by_route[route] = record
+        record.lost_at = None
+        record.heard_at = now
+
+    def disconnect(self, record: Record) -> None:
+        if record.route is not None:
+            self.by_route.pop(record.route, None)
+            record.route = None
+
+    def note_living(self, record: Record) -> None:
+        """The record has come to life."""
+        self._living += 1
+        self._dead.pop(record.name, None)
+
+    def note_dead(self, record: Record) -> None:
+        """The record's life has ended. Forgets the longest dead when there are too many."""
+        self._living -= 1
+        self.disconnect(record)
+        self._dead[record.name] = None
+        if len(self._dead) > self._options.max_remembered:
+            oldest = next(iter(self._dead))
+            del self._dead[oldest]
+            forgotten = self.by_name.pop(oldest)
+            del self.by_id[forgotten.id]
+            self._forgotten.add(forgotten.id)
+
+
+class Changes:
+    """The membership as it is told: a number for each change, deltas of what was not told yet, snapshots."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+        self.sequence = 0
+        self.told = 0
+        """The sequence of the last delta that was sent."""
+        self._up: dict[int, Member] = {}
+        self._fresh: dict[int, Member] = {}
+        self._gone: dict[tuple[int, int], Gone] = {}
+        self._roster: Roster | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        return self.told != self.sequence
+
+    def add(self, member: Member) -> None:
+        """A member is up."""
+        self._change()
+        self._up[member.id] = member
+        self._gone.pop((member.id, member.incarnation), None)  # declared dead and back before anyone was told
+        self._fresh[member.id] = member
+
+    def remove(self, gone: Gone) -> None:
+        """A member that was up is gone."""
+        self._change()
+        del self._up[gone.id]
+        self._fresh.pop(gone.id, None)  # who got a snapshot meanwhile knows it: it is still told gone
+        self._gone[gone.id, gone.incarnation] = gone
+
+    def _change(self) -> None:
+        self.sequence += 1
+        self._roster = None
+
+    def roster(self) -> Roster:
+        """Everybody who is up; packed once for each change."""
+        if self._roster is None:
+            self._roster = Roster(self._up.values())
+        return self._roster
+
+    def snapshot(self) -> Members:
+        """Everything, for one who has missed something."""
+        return Members(self._epoch, self.sequence, 0, True, self.roster())
+
+    def take_delta(self) -> Members:
+        """What was not told yet."""
+        delta = Members(
+            self._epoch, self.sequence, self.told, False, Roster(self._fresh.values()), tuple(self._gone.values())
+        )
+        self.told = self.sequence
+        self._fresh = {}
+        self._gone = {}
+        return delta

@@ -1,0 +1,424 @@
+"""What the broker and its members say to each other: the bodies of the control messages.
+
+One rule: `from_body` checks the type, length and range of every field before anything else sees it, and raises
+`FrameError`; nothing is ever built from an unchecked value.
+
+A body is a msgpack map from field names to values, in an envelope with codec MSGPACK. A key that is not known is
+ignored and a key that is absent takes its default, so a later version can add fields. Each class names its kind:
+
+    member to broker                             broker to member
+    HELLO     Hello           join, or return    WELCOME   Welcome        you are in; this is everybody
+    PROGRESS  Beat            I live, I did this REFUSED   Refusal        you are not in, or not any more
+    RESOLVE   Resolve         tell me everybody  PROGRESS  GroupProgress  who is still missing
+    SHUTDOWN  ShutdownReport  may we end?        MEMBERS   Members        who came and went
+    GOODBYE   Goodbye         I leave            CHALLENGE Challenge      I do not know you: say HELLO
+    QUERY     Query           (tools) what is?   SHUTDOWN  ShutdownState  count again, or: yes, end
+    STOP      Stop            (tools) stop them  STOP      Stop           please stop
+                                                 ANSWER    Answer         (tools) the answer
+
+A member of a roster is an array, in the order of the fields of `Member`; a roster is packed once and copied into every
+WELCOME as bytes. A peer of another protocol version cannot be read; the broker answers it with a REFUSED in its own
+version, whose preamble tells the peer the version: it gets `VersionMismatch` and not a timeout.
+"""
+
+# ruff: noqa: RUF009  (the calls in class bodies make dataclass fields, which is what they are for)
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, TypeVar
+
+import msgpack
+
+from zrpc.errors import FrameError, InvalidName, JoinRefused, NameTaken, StaleIncarnation, VersionMismatch, ZrpcError
+from zrpc.ids import MAX_LIFE
+from zrpc.wire.envelope import VERSION, Buffer, Codec, Envelope, Kind, pack
+from zrpc.wire.fields import (
+    MAX_U63,
+    MAX_U64,
+    address,
+    flag,
+    integer,
+    nested,
+    number,
+    numbers,
+    plain_map,
+    text,
+    texts,
+    unpack_map,
+)
+
+MAX_ID: Final = (1 << 31) - 1
+"""Worker ids are small: torch's are 16 bits, ours leave room."""
+MAX_TOLD: Final = 64
+"""Names listed in one progress message; the rest is a count: 10,000 who wait are not told 10,000 names each."""
+MAX_NAME_ON_WIRE: Final = 1024
+"""A longer name is a broken frame; a shorter one that is no worker name is refused with the reason."""
+MAX_WHY: Final = 1024
+MAX_EXPECTED: Final = 65_535
+
+M = TypeVar("M", bound="Message")
+
+
+class Message:
+    """A body: `to_body` writes it, `from_body` reads and checks it. `KIND` is the kind of its envelope."""
+
+    __slots__ = ()
+    KIND: ClassVar[Kind]
+
+    def to_body(self) -> bytes:
+        """The body's bytes."""
+        values = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            values[field.name] = value.packed() if isinstance(value, Roster) else value
+        return bytes(msgpack.packb(values))
+
+    @classmethod
+    def from_body(cls: type[M], body: Buffer) -> M:
+        """The message in a body. Raises `FrameError` for anything that `to_body` does not write."""
+        values = unpack_map(body, cls.__name__)
+        return cls(**_checked(cls, values))
+
+
+def _checked(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    checked = {}
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            checked[field.name] = field.metadata["read"](values[field.name], f"{cls.__name__}.{field.name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise FrameError(f"not a zrpc message: {cls.__name__} has no {field.name}")
+    return checked
+
+
+# --------------------------------------------------------------------------------------------- members
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One worker as the others know it. `incarnation` tells this life of the name from every other."""
+
+    name: str = text(MAX_NAME_ON_WIRE)
+    id: int = integer(0, MAX_ID)
+    incarnation: int = integer(1, MAX_U63)
+    life: int = integer(0, MAX_LIFE)
+    address: str = address()
+    role: str = text(128, "")
+    state: str = text(16, "up")
+    pid: int = integer(0, MAX_U63, 0)
+    host: str = text(255, "")
+    software: str = text(255, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A worker that is no more, and why."""
+
+    name: str = text(MAX_NAME_ON_WIRE)
+    id: int = integer(0, MAX_ID)
+    incarnation: int = integer(1, MAX_U63)
+    why: str = text(MAX_WHY, "")
+
+
+def _pack_rows(rows: Iterable[Any]) -> bytes:
+    return bytes(msgpack.packb([dataclasses.astuple(row) for row in rows]))
+
+
+def _read_rows(cls: type[Any], value: object, where: str) -> tuple[Any, ...]:
+    if type(value) is not list:
+        raise FrameError(f"not a zrpc message: {where} is not an array")
+    names = [field.name for field in dataclasses.fields(cls)]
+    out = []
+    for row in value:
+        if type(row) is not list or len(row) < 3:
+            raise FrameError(f"not a zrpc message: a row of {where} is not an array")
+        out.append(cls(**_checked(cls, dict(zip(names, row, strict=False)))))
+    return tuple(out)
+
+
+class Roster:
+    """Some members, packed at most once: the broker sends the same one to everybody."""
+
+    __slots__ = ("_packed", "members")
+
+    def __init__(self, members: Iterable[Member] = (), packed: bytes | None = None) -> None:
+        self.members = tuple(members)
+        self._packed = packed
+
+    def packed(self) -> bytes:
+        """The members as a msgpack array of arrays."""
+        if self._packed is None:
+            self._packed = _pack_rows(self.members)
+        return self._packed
+
+    @classmethod
+    def read(cls, value: object, where: str) -> Roster:
+        """Check and decode a roster's bytes. Raises `FrameError`."""
+        if type(value) is not bytes:
+            raise FrameError(f"not a zrpc message: {where} is not bytes")
+        try:
+            rows = msgpack.unpackb(value)
+        except (ValueError, RecursionError, msgpack.UnpackException) as error:
+            raise FrameError(f"not a zrpc message: {where} is not msgpack ({type(error).__name__})") from None
+        return cls(_read_rows(Member, rows, where), value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Roster) and self.members == other.members
+
+    def __hash__(self) -> int:
+        return hash(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __repr__(self) -> str:
+        return f"Roster({[member.name for member in self.members]})"
+
+
+def _read_gone(value: object, where: str) -> tuple[Gone, ...]:
+    rows: tuple[Gone, ...] = _read_rows(Gone, value, where)
+    return rows
+
+
+# ---------------------------------------------------------------------------------- from a member to the broker
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """A process asks to be a member; or a member, to be known again (`incarnation` is not 0 then).
+
+    `nonce` is random and tells two processes apart; the same HELLO again gets the same answer. `id` is the rank that is
+    asked for, or the id that the member has; -1 for none. `world_size` not 0: a static group of that many. `wait`:
+    answer only when all names that the broker was told to expect are there. `strict`: do not mix static and dynamic members.
+    """
+
+    KIND: ClassVar[Kind] = Kind.HELLO
+    name: str = text(MAX_NAME_ON_WIRE)
+    nonce: int = integer(1, MAX_U64)
+    address: str = address()
+    role: str = text(128, "")
+    id: int = integer(-1, MAX_ID, -1)
+    incarnation: int = integer(0, MAX_U63, 0)
+    life: int = integer(0, MAX_LIFE, 0)
+    pid: int = integer(0, MAX_U63, 0)
+    host: str = text(255, "")
+    software: str = text(255, "")
+    world_size: int = integer(0, MAX_EXPECTED, 0)
+    wait: bool = flag(False)
+    strict: bool = flag(False)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat(Message):
+    """The member lives. `sequence` is the last change of the membership that it has seen; `statistics` are counters."""
+
+    KIND: ClassVar[Kind] = Kind.PROGRESS
+    sequence: int = integer(0, MAX_U63, 0)
+    stopping: bool = flag(False)
+    statistics: dict[str, int | float] = numbers(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve(Message):
+    """The member missed a change of the membership and asks for all of it."""
+
+    KIND: ClassVar[Kind] = Kind.RESOLVE
+    sequence: int = integer(0, MAX_U63, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownReport(Message):
+    """A member that wants to end, and its counters in a round of the question (see `protocol.shutdown`)."""
+
+    KIND: ClassVar[Kind] = Kind.SHUTDOWN
+    round: int = integer(0, MAX_U63, 0)
+    sent: int = integer(0, MAX_U63, 0)
+    served: int = integer(0, MAX_U63, 0)
+    active: int = integer(0, MAX_U63, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye(Message):
+    """The sender leaves, of its own will."""
+
+    KIND: ClassVar[Kind] = Kind.GOODBYE
+    why: str = text(MAX_WHY, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Query(Message):
+    """A tool asks the broker; `what` is 'status'."""
+
+    KIND: ClassVar[Kind] = Kind.QUERY
+    what: str = text(64, "status")
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Message):
+    """Asks workers to stop. From a tool: `names`, or none for all. From the broker to one member: no names."""
+
+    KIND: ClassVar[Kind] = Kind.STOP
+    why: str = text(MAX_WHY, "")
+    names: tuple[str, ...] | None = texts(MAX_EXPECTED, MAX_NAME_ON_WIRE, None)
+
+
+# ---------------------------------------------------------------------------------- from the broker to a member
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Message):
+    """The member is in. `epoch` tells this run of the broker from others; times are seconds."""
+
+    KIND: ClassVar[Kind] = Kind.WELCOME
+    nonce: int = integer(1, MAX_U64)
+    id: int = integer(0, MAX_ID)
+    incarnation: int = integer(1, MAX_U63)
+    life: int = integer(0, MAX_LIFE)
+    cluster: str = text(255)
+    epoch: int = integer(1, MAX_U63)
+    sequence: int = integer(0, MAX_U63)
+    heartbeat_interval: float = number(0.001, 3600.0)
+    death_timeout: float = number(0.001, 86400.0)
+    members: Roster = nested(Roster.read)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal(Message):
+    """No. `error` is the name of the error's type, `fields` what it is made from, `message` its sentence."""
+
+    KIND: ClassVar[Kind] = Kind.REFUSED
+    error: str = text(64)
+    message: str = text(4096)
+    fields: dict[str, int | str] = plain_map(16, MAX_NAME_ON_WIRE)
+    nonce: int = integer(0, MAX_U64, 0)
+
+    @classmethod
+    def of(cls, error: ZrpcError, nonce: int = 0) -> Refusal:
+        """The refusal that `to_error` turns back into `error`."""
+        name = type(error).__name__
+        _, names = _REBUILT.get(name, (None, ()))
+        fields = {field: getattr(error, field) for field in names}
+        fields = {key: value[:MAX_NAME_ON_WIRE] if isinstance(value, str) else value for key, value in fields.items()}
+        return cls(name, str(error)[:4096], fields, nonce)
+
+    def to_error(self) -> ZrpcError:
+        """The error to raise on the refused side."""
+        if self.error == VersionMismatch.__name__:
+            return VersionMismatch(int(self.fields.get("ours", 0)), VERSION)
+        make, names = _REBUILT.get(self.error, (None, ()))
+        if make is not None and all(name in self.fields for name in names):
+            return make(*(self.fields[name] for name in names))
+        plain = _PLAIN.get(self.error)
+        return JoinRefused(f"{self.error}: {self.message}") if plain is None else plain(self.message)
+
+
+_REBUILT: Final[dict[str, tuple[Callable[..., ZrpcError] | None, tuple[str, ...]]]] = {
+    "NameTaken": (NameTaken, ("name", "holder")),
+    "InvalidName": (InvalidName, ("name", "why")),
+    "VersionMismatch": (VersionMismatch, ("theirs", "ours")),
+}
+_PLAIN: Final[dict[str, type[ZrpcError]]] = {
+    error.__name__: error for error in (JoinRefused, StaleIncarnation, FrameError)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupProgress(Message):
+    """Who is there and who is not, of the group that the member waits for. At most `MAX_TOLD` names of each."""
+
+    KIND: ClassVar[Kind] = Kind.PROGRESS
+    present: tuple[str, ...] = texts(MAX_TOLD, MAX_NAME_ON_WIRE, ())
+    missing: tuple[str, ...] = texts(MAX_TOLD, MAX_NAME_ON_WIRE, ())
+    short: int = integer(0, MAX_EXPECTED, 0)
+    """How many are missing, named or not."""
+    total: int = integer(0, 2 * MAX_EXPECTED, 0)
+    heartbeat_interval: float = number(0.001, 3600.0, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Members(Message):
+    """A change of the membership: `gone` first, then `up`. Builds on what a member knew at `previous` or later.
+
+    `full`: `up` is everybody, whatever the member knew."""
+
+    KIND: ClassVar[Kind] = Kind.MEMBERS
+    epoch: int = integer(1, MAX_U63)
+    sequence: int = integer(0, MAX_U63)
+    previous: int = integer(0, MAX_U63, 0)
+    full: bool = flag(False)
+    up: Roster = nested(Roster.read, Roster())
+    gone: tuple[Gone, ...] = nested(_read_gone, ())
+
+    def to_body(self) -> bytes:
+        """The body's bytes."""
+        values = {name: getattr(self, name) for name in ("epoch", "sequence", "previous", "full")}
+        values["up"] = self.up.packed()
+        values["gone"] = [dataclasses.astuple(gone) for gone in self.gone]
+        return bytes(msgpack.packb(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge(Message):
+    """The broker does not know the sender of a message: say HELLO, with your id and incarnation."""
+
+    KIND: ClassVar[Kind] = Kind.CHALLENGE
+    epoch: int = integer(1, MAX_U63)
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownState(Message):
+    """Where the common end stands: report in `round`, or end now (`release`). `missing` have not asked to end yet."""
+
+    KIND: ClassVar[Kind] = Kind.SHUTDOWN
+    round: int = integer(0, MAX_U63, 0)
+    release: bool = flag(False)
+    missing: tuple[str, ...] = texts(MAX_TOLD, MAX_NAME_ON_WIRE, ())
+    short: int = integer(0, MAX_EXPECTED, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Message):
+    """The answer to a tool: a map of plain values."""
+
+    KIND: ClassVar[Kind] = Kind.ANSWER
+    data: dict[str, Any] = plain_map(256, 1 << 20, deep=True)
+
+
+# -------------------------------------------------------------------------------------------- envelopes
+
+TO_BROKER: Final[Mapping[int, type[Message]]] = {
+    cls.KIND: cls for cls in (Hello, Beat, Resolve, ShutdownReport, Goodbye, Query, Stop)
+}
+"""What a broker reads. Anything else is not for it."""
+TO_MEMBER: Final[Mapping[int, type[Message]]] = {
+    cls.KIND: cls for cls in (Welcome, Refusal, GroupProgress, Members, Challenge, ShutdownState, Stop, Goodbye, Answer)
+}
+"""What a member or a tool reads from a broker."""
+
+
+def seal(
+    message: Message, sender: int, sender_incarnation: int, receiver_incarnation: int = 0, message_id: int = 0
+) -> list[Buffer]:
+    """The frames of a control message. Raises `LimitExceeded` when it is too large."""
+    return pack(
+        Envelope(
+            message.KIND,
+            message_id,
+            sender,
+            sender_incarnation,
+            receiver_incarnation,
+            codec=Codec.MSGPACK,
+            body=message.to_body(),
+        )
+    )
+
+
+def read(envelope: Envelope, known: Mapping[int, type[Message]]) -> Message:
+    """The control message in an envelope, of the kinds in `known`. Raises `FrameError` for anything else."""
+    cls = known.get(envelope.kind)
+    if cls is None:
+        raise FrameError(f"not a control message: kind {envelope.kind} is not one that is read here")
+    if envelope.codec != Codec.MSGPACK or envelope.buffers:
+        raise FrameError(f"not a control message: a {cls.__name__} is msgpack without buffers")
+    return cls.from_body(envelope.body)
