@@ -156,7 +156,7 @@ class Launcher:
         return directory.key_file if self._loaded.config.security else None
 
     def _conductor(self, directory: RunDirectory, printer: Printer, broker: Broker) -> Conductor:
-        width = self._show.width() if self._show.is_terminal else None
+        width = self._show.width() - printer.prefix_width if self._show.is_terminal else None
         around = Surroundings(broker.address, self._key_file(directory), self._environ, width)
         plans = plan_cluster(self._loaded, around)
         if not self._loaded.config.security:

@@ -34,7 +34,7 @@ class Surroundings:
     environ: Mapping[str, str]
     """The launcher's own environment, which the processes inherit."""
     terminal_width: int | None = None
-    """None when the output is no terminal."""
+    """Columns that a process can fill; None when the output is no terminal."""
 
 
 @dataclass(frozen=True)

@@ -87,13 +87,18 @@ class Printer:
         self.is_broken = False
         """Nobody reads any more: the pipe that the output went to is closed."""
 
+    @property
+    def prefix_width(self) -> int:
+        """Columns that the name before each line takes."""
+        return self._margin + len(" | ")
+
     def feed(self, name: str, data: bytes) -> None:
         """Take what a process has written."""
         stream = self._streams[name]
         self._show(name, stream.feed(data))
         live = stream.live()
         if self._terminal and live is not None and self._is_shown(name):
-            self._write("", self._prefix(name, live[: max(1, self._width - self._margin - 4)]))
+            self._write("", self._prefix(name, live[: max(1, self._width - self.prefix_width - 1)]))
 
     def finish(self, name: str) -> None:
         """The process has ended: show what it left unfinished."""

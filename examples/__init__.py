@@ -1,0 +1,1 @@
+"""Programs that show what zrpc does. Not part of the installed package."""
