@@ -1,7 +1,7 @@
 """A world of workers for the reference protocol: tables joined by a network that delays, shuffles, repeats and drops.
 
-One rule: the world knows the truth (who holds what, which values exist) by itself and never asks a table for it, so that
-each release can be checked at the moment it happens. Everything follows from one seed.
+One rule: the world knows the truth (who holds what, which values exist) by itself and never asks a table for it, so
+that each release can be checked at the moment it happens. Everything follows from one seed.
 """
 
 from __future__ import annotations
@@ -147,12 +147,13 @@ class World:
             counts = worker.table.statistics()
             assert not counts.num_pending_users, worker.table
             assert not counts.num_pending_children, worker.table
+            assert not counts.num_pending_owners, worker.table
             assert not counts.num_pending_futures, worker.table
             assert worker.table.next_deadline() is None, worker.table
             for (rref_id, fork_id), count in worker.handles.items():
                 if count and fork_id is not None and fork_id not in worker.dead_users:
                     owner = self.workers[worker.table._users.records[fork_id].owner]
-                    assert (rref_id in owner.values) == (rref_id in owner.created), f"{rref_id} is gone from {owner.peer}"
+                    assert rref_id in owner.values or rref_id not in owner.created, f"{rref_id} is gone from {owner.peer}"
 
     def check_drained(self) -> None:
         for worker in self.workers.values():
@@ -187,11 +188,14 @@ class World:
         deadline = self.deadline()
         fork = worker.table.create_user(to, deadline)
         worker.handles[fork.rref_id, fork.fork_id] += 1
-        if worker.table.user_state(fork.fork_id) == "lost" or self.random.random() < 0.1:
+        if worker.table.user_state(fork.fork_id) == "lost":
             self.fail_creation(worker.peer, fork, False)
             return
+        if self.random.random() < 0.15:  # it cannot be sent; meanwhile it may be passed on
+            self.at(self.random.choice((0.0, self.latency() * 4)), self.give_up, worker.peer, fork, False)
+            return
         if deadline is not None:
-            self.at(deadline - self.now, self.time_out, worker.peer, fork)
+            self.at(deadline - self.now, self.give_up, worker.peer, fork, True)
         if deadline is None or self.random.random() >= self.drop:
             self.at(self.latency(), self.on_remote_call, worker.peer, to, fork, deadline)
             if self.random.random() < self.repeat:
@@ -224,10 +228,10 @@ class World:
             worker = self.workers[to]
             self.perform(worker, worker.table.user_confirmed(fork.fork_id, self.now))
 
-    def time_out(self, peer: Peer, fork: Fork) -> None:
+    def give_up(self, peer: Peer, fork: Fork, sent: bool) -> None:
         worker = self.workers.get(peer)
         if worker is not None and worker.table.user_state(fork.fork_id) == "creating":
-            self.fail_creation(peer, fork, True)
+            self.fail_creation(peer, fork, sent)
 
     def fail_creation(self, peer: Peer, fork: Fork, sent: bool) -> None:
         worker = self.workers[peer]
@@ -309,6 +313,15 @@ class World:
             worker.handles[key] -= 1
             self.perform(worker, worker.table.handle_dropped(*key, self.now))
 
+    def shut_down(self, worker: Worker) -> None:
+        held = {key: count for key, count in worker.handles.items() if count}
+        leaks, effects = worker.table.drop_all(self.now)
+        assert {(leak.rref_id, leak.fork_id): leak.handles for leak in leaks} == held
+        worker.handles.clear()
+        self.perform(worker, effects)
+        for key in held:
+            assert worker.table.handle_dropped(*key, self.now) == []
+
     # ------------------------------------------------------------------------------------- the deaths
 
     def start(self, worker_id: int, life: int) -> None:
@@ -364,6 +377,8 @@ class World:
         self.settle()
         self.check_settled()
         for worker in self.workers.values():
+            if self.random.random() < 0.3:
+                self.shut_down(worker)
             while worker.droppable():
                 self.let_go(worker)
         self.settle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rref_world import World
 
-CHUNK = 100
+CHUNK = 150
 
 # (name, workers, drop, repeat, deaths, actions)
 WORLDS = [

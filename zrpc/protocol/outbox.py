@@ -43,12 +43,13 @@ class Peer(NamedTuple):
 
 
 class _Entry(Generic[P]):
-    __slots__ = ("due", "payload", "retry")
+    __slots__ = ("due", "payload", "retry", "was_sent")
 
     def __init__(self, payload: P, due: float) -> None:
         self.payload = payload
         self.due = due
         self.retry = FIRST_RETRY
+        self.was_sent = False  # by itself, after what it rode on
 
 
 class Outbox(Generic[P]):
@@ -80,6 +81,15 @@ class Outbox(Generic[P]):
             return False
         entry.payload = payload
         entry.due = now + FIRST_RETRY
+        entry.was_sent = True
+        return True
+
+    def retract(self, seq: int) -> bool:
+        """Settle a number that rides on a message which never left. False if it has been sent by itself since."""
+        entry = self._entries.get(seq)
+        if entry is None or entry.was_sent:
+            return False
+        del self._entries[seq]
         return True
 
     @property
@@ -97,6 +107,7 @@ class Outbox(Generic[P]):
             if entry.due <= now:
                 if len(again) < RETRY_BURST:
                     again.append((seq, entry.payload))
+                    entry.was_sent = True
                 entry.due = now + entry.retry
                 entry.retry = min(2 * entry.retry, LAST_RETRY)
             next_due = min(next_due, entry.due)
@@ -199,6 +210,11 @@ class Channels(Generic[P]):
         """The peer has number `seq`, or never needs it. Returns the payload, `None` if nothing was open."""
         outbox = self._outboxes.get(to)
         return None if outbox is None else outbox.settle(seq)
+
+    def retract(self, to: Peer, seq: int) -> bool:
+        """Settle a number that rides on a message which never left. False if it has been sent by itself since."""
+        outbox = self._outboxes.get(to)
+        return outbox is not None and outbox.retract(seq)
 
     def is_new(self, sender: Peer, seq: int) -> bool:
         """Whether a number has not been processed."""

@@ -264,7 +264,7 @@ USER_TABLE: Final[Table] = {
         DISUSE: Row(DELETED, ("SendControl USER_DELETE",)),
     },
     LOST: {
-        **_stay(LOST, (*_DYING, ACCEPTANCE, CREATION_FAILURE, CREATION_RETRACTION, OWNER_LOSS)),
+        **_stay(LOST, (*_DYING, ACCEPTANCE, CREATION_FAILURE, OWNER_LOSS)),
         DISUSE: Row(DELETED),
     },
 }

@@ -131,12 +131,11 @@ class Users:
         record = self.records.get(fork_id)
         if record is None:
             return
-        retracted = not sent and not record.forked and record.state == CREATING
+        can_retract = not sent and not record.forked and record.state == CREATING
+        retracted = can_retract and self._channels.retract(record.owner, record.seq)
         row = step(USER_TABLE, "user", record.state, CREATION_RETRACTION if retracted else CREATION_FAILURE)
         record.state = row.next
-        if retracted:
-            self._channels.settle(record.owner, record.seq)
-        elif row.effects:
+        if row.effects:
             message = Message(Control.CREATION_NOTICE, record.rref_id, fork_id)
             sending = self._channels.hasten(record.owner, record.seq, message, now)
             if sending is not None:

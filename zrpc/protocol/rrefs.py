@@ -225,7 +225,8 @@ class RRefTable:
         """A fork came in a message: returns the state of the reference it made here, born with one handle.
 
         The state is of the owner table if `fork.owner` is this worker, else of the user table. `deleted`: the fork came
-        too late or from a lost worker, and made nothing: do not run the call. A `pending` user gets a `ConfirmUser` or a `LoseUser`.
+        too late or from a lost worker, and made nothing: do not run the call. A `pending` user gets a `ConfirmUser` or
+        a `LoseUser`.
         """
         out: Effects = []
         if fork.seq == 0:
