@@ -1,13 +1,13 @@
 """Which pickles the TorchScript codec reads: the few opcodes that its own writer emits, and no other.
 
-One rule: a body is checked as a whole, before the first opcode of it runs. An allow-list of names alone is not enough for
-pickles from outside: BUILD changes objects and classes that exist already, PUT with a large number makes the reader
+One rule: a body is checked as a whole, before the first opcode of it runs. An allow-list of names alone is not enough
+for pickles from outside: BUILD changes objects and classes that exist already, PUT with a large number makes the reader
 allocate gigabytes, EXT reaches a table that other code fills. None of these is in the grammar, which needs no more than
 the stack operations for numbers, texts, tuples, lists, dicts, names and calls.
 
 The check is a regular expression, because that is the one way to look at every opcode in C: 1 to 2 us for a short call,
-where `pickletools.genops` takes 100. Every opcode starts with a byte of its own, so the expression never has two ways to
-go on, and its time is linear. Texts longer than 255 bytes have lengths that an expression cannot count; the loop below
+where `pickletools.genops` takes 100. Every opcode starts with a byte of its own, so the expression never has two ways
+to go on, and its time is linear. Texts longer than 255 bytes have lengths that an expression cannot count; the loop below
 steps over them.
 
     opcodes read    PROTO 5 first, FRAME, MEMOIZE, BINGET, LONG_BINGET, STOP last
@@ -75,4 +75,6 @@ def _refusal(body: bytes, position: int) -> DecodeRefused | FrameError:
     return DecodeRefused(f"the pickle opcode {opcode.name}", "TorchScript")
 
 
-_READABLE: Final = frozenset(("BININT", "BININT1", "BININT2", "BINFLOAT", "SHORT_BINUNICODE", "LONG1", "FRAME", "BINGET"))
+_READABLE: Final = frozenset(
+    ("BININT", "BININT1", "BININT2", "BINFLOAT", "SHORT_BINUNICODE", "LONG1", "FRAME", "BINGET")
+)

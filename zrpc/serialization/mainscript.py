@@ -1,7 +1,7 @@
 """Things defined in `__main__`: which script that is, and how they travel.
 
-One rule: a name in `__main__` means something only in a process that runs the same script. A job script and a worker have
-different ones, so what is defined there goes by value. It goes with its name and the digest of its script: a receiver
+One rule: a name in `__main__` means something only in a process that runs the same script. A job script and a worker
+have different ones, so what is defined there goes by value. It goes with its name and the digest of its script: a receiver
 that runs the same script (workers started by `multiprocessing` from it, say) takes its own object of that name instead,
 so that module state is shared there and classes are the same classes.
 """

@@ -1,8 +1,8 @@
 """The names that stand in a pickle for things which only a reader can make.
 
-One rule: nothing here is ever called. A reducer returns one of these functions so that the pickler writes its name; the
-reader resolves the name to a method of its own (see `readers`), which knows the message's buffers. A pickle that is read
-by anything else fails here, instead of making half a value.
+One rule: nothing here is ever called. A reducer returns one of these functions so that the pickler writes its name;
+the reader resolves the name to something of its own (see `pickler`), which knows the message's buffers. A pickle that is
+read by anything else fails here, instead of making half a value.
 """
 
 from __future__ import annotations

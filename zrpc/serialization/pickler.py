@@ -1,7 +1,7 @@
 """The door to the codecs: values to a body and buffers, and back.
 
-One rule: the bytes of tensors are never in the pickle. A message's body is a pickle of protocol 5 that names storages by
-index; `tensors` says how a tensor leaves, `rebuild` how it arrives.
+One rule: the bytes of tensors are never in the pickle. A message's body is a pickle of protocol 5 that names storages
+by index; `tensors` says how a tensor leaves, `rebuild` how it arrives.
 
     TorchScript codec   | pickle |                                          begins with 0x80
                         | 0x01 | n u32 | n low bounds u64 | pickle |        when a span does not begin at 0
@@ -11,14 +11,14 @@ Buffers 0 to storages - 1 are spans of storages; after them, for the Python code
 (large numpy arrays). n is 0 or the number of storages. Integers are little-endian.
 
 The TorchScript codec reads only pickles of its own small grammar (see `grammar`) and only names of `names` and of the
-hooks. The Python codec reads anything, which is to say that it runs code of the sender's choice: a worker may refuse it.
-It writes with the C pickler, and with cloudpickle only what that cannot: lambdas, closures, local classes, and whatever
+hooks. The Python codec reads anything, which is to say that it runs code of the sender's choice: a worker may refuse
+it. It writes with the C pickler, and with cloudpickle only what that cannot: lambdas, closures, local classes, and whatever
 `__main__` defines (see `mainscript`). Its checksum is there because a damaged pickle can do worse than fail.
 
 Measured with two float32[8] tensors in a tuple (2-core VM, Python 3.11): a pickler that is made once and used again
 writes in 0.5 us what a fresh one does in 1.8; a dispatch table costs nothing for other objects, where a `persistent_id`
-is called for each. So picklers are kept in a pool and taken out of it for the time of one call, which also makes it safe
-for a reducer to call back.
+is called for each. So picklers are kept in a pool and taken out of it for the time of one call, which also makes it
+safe for a reducer to call back.
 """
 
 from __future__ import annotations
@@ -385,7 +385,10 @@ class _PythonReader(pickle.Unpickler):
 
 
 def loads_script(body: Buffer, buffers: Sequence[Buffer] = (), hooks: Hooks | None = None) -> Any:
-    """Decode what `dumps_script` made. Raises `DecodeRefused` for anything outside the codec, `FrameError` for damage."""
+    """Decode what `dumps_script` made.
+
+    Raises `DecodeRefused` for anything outside of the codec, `FrameError` for damage.
+    """
     data = body if type(body) is bytes else bytes(body)
     start = 0
     lows: Sequence[int] | None = None

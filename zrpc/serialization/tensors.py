@@ -1,7 +1,7 @@
 """How a tensor leaves: plain numbers in the pickle, and its storage's bytes beside it.
 
-One rule: bytes belong to storages, not to tensors. Each distinct storage that is met while pickling gets the next index;
-tensors say which storage, and where in it. So two views of one storage arrive as two views of one storage. Of each
+One rule: bytes belong to storages, not to tensors. Each distinct storage that is met while pickling gets the next
+index; tensors say which storage, and where in it. So two views of one storage arrive as two views of one storage. Of each
 storage one buffer is shipped: the span of bytes that its views in this message reach, from its lowest to its highest
 byte, and no more. Offsets in the pickle count from the start of the storage as it is here; the span's low bound goes
 along (see `pickler`), so that the reader can subtract it.
@@ -60,18 +60,18 @@ def flags_of(tensor: torch.Tensor) -> int:
 
 
 def reduce_subclass(tensor: torch.Tensor) -> Reduced:
-    """Reduce an instance of a subclass of torch.Tensor to its class, the plain tensor, requires_grad and its attributes."""
+    """Reduce an instance of a subclass of torch.Tensor: its class, the plain tensor, requires_grad, its attributes."""
     with torch._C.DisableTorchFunctionSubclass():
         plain = tensor.detach().as_subclass(torch.Tensor)
         return names.subclassed, (type(tensor), plain, tensor.requires_grad, torch._utils._get_obj_state(tensor))
 
 
 def has_own_reduction(cls: type) -> bool:
-    """Whether a subclass of torch.Tensor brings its own way to pickle, or holds its data elsewhere than in a storage."""
+    """Whether a subclass of torch.Tensor brings its own way to pickle, or has its data elsewhere than in a storage."""
     return (
-        cls.__reduce_ex__ is not torch.Tensor.__reduce_ex__
-        and not (issubclass(cls, torch.nn.Parameter) and cls.__reduce_ex__ is torch.nn.Parameter.__reduce_ex__)
-    ) or cls.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__  # type: ignore[attr-defined]
+        getattr(cls, "__reduce_ex__", None) not in (torch.Tensor.__reduce_ex__, torch.nn.Parameter.__reduce_ex__)
+        or getattr(cls, "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__
+    )
 
 
 class StorageTable:

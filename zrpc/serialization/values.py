@@ -197,7 +197,7 @@ def _stand_in_enum(module: str, qualified_name: str, member: str, _: type, value
 
 
 def enum_member(module: Any, qualified_name: Any, member: Any, value: Any) -> Any:
-    """A member of an Enum: of the class of that name if its module is imported here, else of a stand-in with one member."""
+    """A member of the Enum of that name, if its module is imported here; else of a stand-in with that one member."""
     cls = _find_loaded(_check_name(module), _check_name(qualified_name))
     _check_name(member)
     if isinstance(cls, type) and issubclass(cls, enum.Enum):
