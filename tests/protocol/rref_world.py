@@ -153,7 +153,7 @@ class World:
             for (rref_id, fork_id), count in worker.handles.items():
                 if count and fork_id is not None and fork_id not in worker.dead_users:
                     owner = self.workers[worker.table._users.records[fork_id].owner]
-                    assert rref_id in owner.values or rref_id not in owner.created, f"{rref_id} is gone from {owner.peer}"
+                    assert rref_id in owner.values or rref_id not in owner.created, f"{rref_id} is gone"
 
     def check_drained(self) -> None:
         for worker in self.workers.values():

@@ -313,43 +313,49 @@ OWNER_EVENTS: Final = {
     DISUSE: "no local handle and no fork is left (looked for after every other event)",
 }
 
-_KEPT: Final = (FORK_REQUEST, ARRIVAL, FETCH, FORK, USER_DELETION, HANDLE, HANDLE_DROP, CREATOR_LOSS)
+FAIL_VALUE: Final = "FailValue"
+_KEPT: Final = (FORK_REQUEST, FETCH, FORK, USER_DELETION, HANDLE, HANDLE_DROP, CREATOR_LOSS)
+
+
+def _keep(state: str) -> dict[str, Row]:
+    return {**_stay(state, _KEPT), ARRIVAL: Row(state, ("SendControl CHILD_ACCEPT",))}
+
 
 OWNER_TABLE: Final[Table] = {
     UNKNOWN: {
         CREATION: Row(CREATING),
         LOCAL_CREATION: Row(CREATING),
         LOCAL_VALUE: Row(READY),
-        FAILURE_NOTICE: Row(FAILED, ("FailValue",)),
+        FAILURE_NOTICE: Row(FAILED, (FAIL_VALUE,)),
         FORK_REQUEST: Row(AWAITED),
-        ARRIVAL: Row(AWAITED),
+        ARRIVAL: Row(AWAITED, ("SendControl CHILD_ACCEPT",)),
         FETCH: Row(AWAITED),
         USER_DELETION: Row(UNKNOWN),
     },
     AWAITED: {
-        **_stay(AWAITED, _KEPT),
+        **_keep(AWAITED),
         CREATION: Row(CREATING),
-        FAILURE_NOTICE: Row(FAILED, ("FailValue",)),
-        CREATOR_LOSS: Row(FAILED, ("FailValue",)),
+        FAILURE_NOTICE: Row(FAILED, (FAIL_VALUE,)),
+        CREATOR_LOSS: Row(FAILED, (FAIL_VALUE,)),
         DISUSE: Row(UNKNOWN, ("ReleaseValue",)),
     },
     CREATING: {
-        **_stay(CREATING, _KEPT),
+        **_keep(CREATING),
         COMPLETION: Row(READY),
         DISUSE: Row(CREATING),
     },
     READY: {
-        **_stay(READY, _KEPT),
+        **_keep(READY),
         DISUSE: Row(RELEASED, ("ReleaseValue",)),
     },
     FAILED: {
-        **_stay(FAILED, _KEPT),
+        **_keep(FAILED),
         DISUSE: Row(RELEASED, ("ReleaseValue",)),
     },
     RELEASED: {
-        FORK_REQUEST: Row(FAILED, ("FailValue",)),
-        ARRIVAL: Row(FAILED, ("FailValue",)),
-        FETCH: Row(FAILED, ("FailValue",)),
+        FORK_REQUEST: Row(FAILED, (FAIL_VALUE,)),
+        ARRIVAL: Row(FAILED, (FAIL_VALUE, "SendControl CHILD_ACCEPT")),
+        FETCH: Row(FAILED, (FAIL_VALUE,)),
         USER_DELETION: Row(RELEASED),
     },
 }

@@ -18,6 +18,7 @@ from zrpc.protocol.rref_model import (
     CREATION,
     CREATOR_LOSS,
     DISUSE,
+    FAIL_VALUE,
     FAILURE_NOTICE,
     FETCH,
     FORK,
@@ -224,7 +225,7 @@ class Owners:
 
     def _apply(self, record: OwnerRecord, row: Row, out: Effects) -> None:
         record.state = row.next
-        if row.effects:
+        if FAIL_VALUE in row.effects:
             out.append(FailValue(record.rref_id, self._why_failed(record.rref_id)))
 
     def _why_failed(self, rref_id: RRefId) -> str:
