@@ -15,23 +15,23 @@ import torch
 import zrpc
 from zrpc.errors import ConfigError
 from zrpc.launch.entries import run_program
+from zrpc.launch.serving import serve_to_the_end
 
 
-def main() -> None:
-    """Serve until told to stop."""
+def main() -> int:
+    """Serve until told to stop; the exit code."""
     parser = argparse.ArgumentParser(prog="zrpc.workers.script", description="Join, and serve a script file.")
     parser.add_argument("file", type=Path, help="a file that torch.jit.save wrote")
     parser.add_argument("--name", help="its methods are called as NAME.method; default: the file's name without .pt")
     given = parser.parse_args()
     try:
-        module = torch.jit.load(str(given.file))
+        module = torch.jit.load(str(given.file))  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(str(given.file), [f"expected a file that torch.jit.save wrote: {reason}"]) from None
     zrpc.init_rpc()
     zrpc.register_script(module, given.name or given.file.stem)
-    zrpc.serve()
-    zrpc.shutdown(graceful=False)
+    return serve_to_the_end()
 
 
 if __name__ == "__main__":

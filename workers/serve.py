@@ -11,10 +11,11 @@ import argparse
 
 import zrpc
 from zrpc.launch.entries import load_entry, load_modules, parse_arguments, run_program
+from zrpc.launch.serving import serve_to_the_end
 
 
-def main() -> None:
-    """Serve until told to stop."""
+def main() -> int:
+    """Serve until told to stop; the exit code."""
     parser = argparse.ArgumentParser(prog="zrpc.workers.serve", description="Join the cluster and answer calls.")
     parser.add_argument("--import", dest="modules", action="append", default=[], help="a module to import first")
     parser.add_argument("--entry", help="module:function, called once joined; serving goes on when it returns")
@@ -26,9 +27,7 @@ def main() -> None:
     zrpc.init_rpc()
     if entry is not None:
         entry(**arguments)
-    zrpc.serve()
-    # Told to stop: the others may be gone already, so there is nobody to wait for.
-    zrpc.shutdown(graceful=False)
+    return serve_to_the_end()
 
 
 if __name__ == "__main__":

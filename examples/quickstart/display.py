@@ -10,7 +10,7 @@ BYTES_PER_KIB = 1024
 
 
 class Progress:
-    """Shows how the training goes. On a terminal every step rewrites one line; otherwise one step in `every` has one."""
+    """Shows how the training goes. A terminal has one line that is rewritten, others a line in `every` steps."""
 
     def __init__(self, steps: int, every: int) -> None:
         # The launcher passes our output on, and says so when it ends up on a terminal.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import signal
 
+from zrpc.errors import DeadlineExceeded, LocalFault, Unavailable, VersionMismatch, ZrpcError
+
 SUCCESS = 0
 JOB_FAILED = 1
 USAGE = 2
@@ -22,7 +24,7 @@ MEANINGS = {
     USAGE: "bad usage, configuration or key file; nothing was started",
     WORKER_FAILED: "a worker failed, or the cluster did not form",
     UNREACHABLE: "the cluster, its broker or a worker could not be reached",
-    CALL_FAILED: "the called function raised, or the call was refused",
+    CALL_FAILED: "the called function raised, or the other side refused",
     INTERRUPTED + signal.SIGINT: "interrupted by Ctrl-C (143: by SIGTERM)",
 }
 
@@ -30,6 +32,15 @@ MEANINGS = {
 def epilog() -> str:
     """The exit codes as the end of a `--help` text; click keeps the lines after a backspace as they are."""
     return "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in MEANINGS.items())
+
+
+def exit_code_for(error: ZrpcError) -> int:
+    """The exit code of a command that ends with this error."""
+    if isinstance(error, LocalFault):
+        return USAGE
+    if isinstance(error, (Unavailable, DeadlineExceeded, VersionMismatch)):
+        return UNREACHABLE
+    return CALL_FAILED
 
 
 def describe_exit(code: int) -> str:

@@ -1,0 +1,45 @@
+"""`zrpc broker`: a broker in a terminal of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from zrpc.launch.byhand import BrokerOrder, run_broker
+from zrpc.launch.exits import epilog
+
+
+@click.command(epilog=epilog())
+@click.option("--bind", default="tcp://127.0.0.1:0", show_default=True, help="Address; port 0 takes a free one.")
+@click.option("--cluster", default="zrpc", show_default=True, help="The cluster's name; a key file has one itself.")
+@click.option("--new-key", type=click.Path(path_type=Path), metavar="FILE", help="Make a key file there.")
+@click.option("--key-file", type=click.Path(path_type=Path), metavar="FILE", help="Use this key file.")
+@click.option("--expect", metavar="NAMES", default="", help="Workers that will come, with commas; ids in this order.")
+@click.option("--insecure", is_flag=True, help="No encryption: anybody who reaches a port can run code.")
+@click.pass_context
+def broker(
+    ctx: click.Context,
+    bind: str,
+    cluster: str,
+    new_key: Path | None,
+    key_file: Path | None,
+    expect: str,
+    insecure: bool,
+) -> None:
+    """Serve as the broker of a cluster until Ctrl-C, or until `zrpc stop`.
+
+    Without a key file it makes one, which other commands of the same user on this host find by themselves.
+
+    \b
+    Examples:
+      zrpc broker
+      zrpc broker --bind tcp://10.0.0.1:5555 --new-key cluster.key
+      zrpc broker --bind tcp://10.0.0.1:5555 --key-file cluster.key --expect shard-0,shard-1
+    """
+    if sum([new_key is not None, key_file is not None, insecure]) > 1:
+        raise click.UsageError("--new-key, --key-file and --insecure exclude one another")
+    expected = tuple(name.strip() for name in expect.split(",") if name.strip())
+    order = BrokerOrder(cluster, bind, key_file, new_key, expected, secure=not insecure)
+    ctx.exit(run_broker(order, os.environ, click.echo))

@@ -1,0 +1,79 @@
+"""A broker started by hand, in a terminal of its own, for workers started by hand: the same cluster as the launcher's.
+
+One rule: it is found like a launched cluster, and ends cleanly on a signal.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from zrpc.launch.brokerage import start_broker
+from zrpc.launch.exits import INTERRUPTED, SUCCESS
+from zrpc.launch.launcher import BrokerRequest
+from zrpc.launch.rundir import RunDirectory
+from zrpc.launch.signals import signals_told
+from zrpc.transport.curve import Keyring, load_key_file, new_keyring, write_key_file
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BrokerOrder:
+    """What the user wants of a broker."""
+
+    cluster: str = "zrpc"
+    bind: str = "tcp://127.0.0.1:0"
+    key_file: Path | None = None
+    new_key: Path | None = None
+    expected: tuple[str, ...] = ()
+    secure: bool = True
+
+
+def run_broker(order: BrokerOrder, environ: Mapping[str, str], say: Say) -> int:
+    """Serve until a signal comes or everybody was asked to stop; the exit code.
+
+    Raises `KeyFileError` or `ConfigError` when it cannot start.
+    """
+    ends: queue.SimpleQueue[int] = queue.SimpleQueue()
+    with signals_told(lambda signum: ends.put(INTERRUPTED + signum)):
+        directory = RunDirectory.create(order.cluster, environ)
+        try:
+            keyring, key_file = _keys(order, directory)
+            cluster = order.cluster if keyring is None else keyring.cluster
+            request = BrokerRequest(
+                cluster,
+                order.bind,
+                keyring,
+                joined=lambda name: say(f"{name} has joined"),
+                stop_asked=lambda why: ends.put(SUCCESS),
+                expected=order.expected,
+            )
+            broker = start_broker(request)
+            try:
+                directory.write_record(cluster, broker.address, key_file)
+                _explain(cluster, broker.address, key_file, say)
+                return ends.get()
+            finally:
+                broker.stop()
+        finally:
+            directory.finish(keep_logs=False)
+
+
+def _keys(order: BrokerOrder, directory: RunDirectory) -> tuple[Keyring | None, Path | None]:
+    if not order.secure:
+        return None, None
+    if order.key_file is not None:
+        return load_key_file(order.key_file), order.key_file.resolve()
+    keyring = new_keyring(order.cluster)
+    return keyring, write_key_file(keyring, order.new_key or directory.key_file).resolve()
+
+
+def _explain(cluster: str, address: str, key_file: Path | None, say: Say) -> None:
+    say(f"broker of cluster {cluster} at {address}")
+    if key_file is None:
+        say("security is off: anybody who reaches a port of this cluster can run code in it")
+    key = f" --key-file {key_file}" if key_file is not None else ""
+    say(f"start workers with: zrpc worker NAME --broker {address}{key}")

@@ -1,0 +1,66 @@
+"""What a process does as a member of the cluster, on behalf of the entries in `workers/` and `cli/`.
+
+One rule: whoever joins here leaves here, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from zrpc import api
+from zrpc.errors import RemoteFault, ZrpcError
+from zrpc.launch.entries import load_entry, load_modules
+from zrpc.launch.literals import parse_call_arguments
+from zrpc.launch.target import Target
+from zrpc.options import AgentOptions
+from zrpc.runtime.context import current_agent
+
+FENCED = 1
+JOIN_TIMEOUT = 10.0
+"""Seconds that a command looks for its broker."""
+
+
+def serve_to_the_end() -> int:
+    """Serve until told to stop, and leave; 1 if this worker was put out of the cluster, so that it may be restarted."""
+    api.serve()
+    fenced = current_agent().fenced
+    # Told to stop: the others may be gone already, so there is nobody to wait for.
+    api.shutdown(graceful=False)
+    if fenced is not None:
+        print(f"put out of the cluster: {fenced}", flush=True)
+        return FENCED
+    return 0
+
+
+def serve_by_hand(target: Target, name: str, role: str | None, modules: Sequence[str], entry: str | None) -> int:
+    """Be a worker until told to stop. Raises what `init_rpc` raises."""
+    load_modules(modules)
+    function = load_entry(entry) if entry else None
+    options = AgentOptions(security=target.key_file is not None)
+    api.init_rpc(name, broker=target.broker, key_file=target.key_file, role=role, options=options)
+    print(f"worker {name} has joined the cluster at {target.broker}", flush=True)
+    if function is not None:
+        function()
+    return serve_to_the_end()
+
+
+def call_once(target: Target, worker: str, function: str, texts: Sequence[str], timeout: float) -> Any:
+    """Join, call `function` on `worker`, leave, and return the result.
+
+    Raises `RemoteFault` for whatever the function raised, and what `rpc_sync` raises otherwise.
+    """
+    args, kwargs = parse_call_arguments(texts)
+    name = f"call-{os.getpid()}-{secrets.token_hex(3)}"
+    options = AgentOptions(security=target.key_file is not None, init_timeout=JOIN_TIMEOUT)
+    api.init_rpc(name, broker=target.broker, key_file=target.key_file, role="tool", options=options)
+    try:
+        return api.rpc_sync(worker, function, tuple(args), kwargs, timeout)
+    except ZrpcError:
+        raise
+    except Exception as error:
+        raise RemoteFault(f"{type(error).__name__}: {error}", type(error).__name__, worker) from error
+    finally:
+        api.shutdown(graceful=False)

@@ -1,0 +1,83 @@
+"""Tables for people: status and findings, drawn with rich.
+
+One rule: a table shows values and decides nothing; whoever wants to compute with them asks for JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zrpc.launch.doctor import Finding
+
+STATE_STYLES = {"up": "green", "waiting": "yellow", "stopping": "yellow"}
+FINDING_STYLES = {"good": "green", "warning": "yellow", "bad": "red"}
+
+
+def print_status(console: Console, status: Mapping[str, Any]) -> None:
+    """The cluster's line, and a table of its workers."""
+    members = sorted(status["members"], key=lambda member: member["id"])
+    console.print(
+        f"cluster {status['cluster']}: broker {status['address']}, up {duration(status['uptime'])}, "
+        f"{len(members)} worker{'' if len(members) == 1 else 's'}",
+        highlight=False,
+    )
+    table = Table()
+    for column in ("name", "id", "role", "address", "state", "uptime", "calls", "memory"):
+        table.add_column(column, justify="right" if column in ("id", "uptime", "calls", "memory") else "left")
+    for member in members:
+        counted = member.get("statistics", {})
+        state = "stopping" if member.get("stopping") else member["state"]
+        table.add_row(
+            member["name"],
+            str(member["id"]),
+            member["role"],
+            member["address"],
+            Text(state, STATE_STYLES.get(state, "")),
+            duration(member["uptime"]),
+            f"{counted.get('calls_served', 0):,}",
+            size(counted.get("memory_bytes", 0)),
+        )
+    console.print(table)
+    for name in status.get("missing", ()):
+        console.print(f"waiting for {name}", style="yellow")
+    refused = {**status.get("refusals", {}), **status.get("refused_members", {}), **status.get("unreadable", {})}
+    if refused:
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(refused.items()))
+        console.print(f"refused so far: {counts}", highlight=False)
+
+
+def print_findings(console: Console, findings: Iterable[Finding]) -> None:
+    """What the doctor found."""
+    table = Table()
+    for column in ("check", "about", "result", "detail"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        result = Text(finding.result, FINDING_STYLES[finding.result])
+        table.add_row(finding.check, finding.about, result, finding.detail)
+    console.print(table)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 4 s, 3:20, 2:00:05, 3 d 4 h."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02}"
+    if whole < 86400:
+        return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+    return f"{whole // 86400} d {whole // 3600 % 24} h"
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
