@@ -72,7 +72,7 @@ def identify(func: Any) -> Target:
         return Target(script.name, Codec.SCRIPT, func, script, is_async)
     if not callable(func):
         raise LocalFault(f"a remote call takes a function or its name, not {type(func).__name__} {func!r}")
-    builtin = None if is_async else _find_builtin(func)
+    builtin = None if is_async else _find_builtin(func)  # type: ignore[no-untyped-call]
     if builtin is not None:
         return Target(builtin, Codec.BUILTIN, func)
     return Target(python_name(func), Codec.PYTHON, func, None, is_async)

@@ -26,7 +26,7 @@ from zrpc.runtime.identity import Identity
 from zrpc.runtime.references import Reference, References
 from zrpc.runtime.values import Values
 from zrpc.serialization.failures import encode_failure
-from zrpc.serialization.script import CodeStore
+from zrpc.serialization.codestore import CodeStore
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack
 from zrpc.wire.limits import Limits
@@ -93,8 +93,9 @@ class Callee:
             if not self._find_function(task):
                 self._answer(task, Kind.NEED_CODE)
                 return
-            if envelope.kind == Kind.REMOTE_CALL:
-                self._accept(task)
+            if envelope.kind == Kind.REMOTE_CALL and not self._accept(task):
+                self._values.drop(envelope)
+                return
         except Exception as error:
             self._values.drop(envelope)
             self._answer_error(task, error)
@@ -138,13 +139,18 @@ class Callee:
                 )
         return True
 
-    def _accept(self, task: Task) -> None:
-        """Register the remote value that the call creates, and tell its user before it is computed."""
+    def _accept(self, task: Task) -> bool:
+        """Register the remote value that the call creates, and tell its user before it is computed.
+
+        False: the call is a repetition, or came too late.
+        """
         envelope = task.envelope
         if envelope.rref is None:
             raise FrameError("a remote call without an RRef id")
-        self._references.on_remote_call(envelope.rref, (envelope.sender, envelope.sender_incarnation))
+        if not self._references.on_remote_call(envelope.rref, (envelope.sender, envelope.sender_incarnation)):
+            return False
         self._answer(task, Kind.REPLY)
+        return True
 
     # ------------------------------------------------------------------------------------ running
 
@@ -226,10 +232,10 @@ class Callee:
     def _is_async(self, task: Task, func: Any) -> bool:
         return task.is_async or task.envelope.codec != Codec.PYTHON or hasattr(func, ASYNC_ATTRIBUTE)
 
-    def _attach(self, task: Task, future: torch._C.Future) -> None:
+    def _attach(self, task: Task, future: torch._C.Future[Any]) -> None:
         """Answer when the function's future is complete."""
 
-        def done(completed: torch._C.Future) -> None:
+        def done(completed: torch._C.Future[Any]) -> None:
             try:
                 value = completed.wait()
             except BaseException as error:
@@ -250,27 +256,29 @@ class Callee:
         elif error is not None:
             self._answer_error(task, error)
         else:
-            self.answer_value(task.asker, task.envelope, value, Codec(task.envelope.codec), task.size)
+            self.answer_value(task.asker, task.envelope, value, Codec(task.envelope.codec), task.size, task.deadline)
 
-    def answer_value(self, asker: Asker, envelope: Envelope, value: Any, codec: Codec, size: int) -> None:
+    def answer_value(
+        self, asker: Asker, envelope: Envelope, value: Any, codec: Codec, size: int, deadline: float | None
+    ) -> None:
         """Send a value as the reply to `envelope`; if it cannot be sent, that is the reply."""
         reply = self._reply(envelope, Kind.REPLY)
         to = (envelope.sender, envelope.sender_incarnation)
         try:
-            self._values.write(reply, codec, value, to)
+            self._values.write(reply, codec, value, to, deadline)
             frames = pack(reply, self._limits)
         except Exception as error:
-            self._values.take_back(reply)
+            self._values.take_back(reply, to)
             self.answer_error(asker, envelope, error, size)
             return
-        self._send(asker, reply, frames, size, False)
+        self._send(asker, envelope, reply, frames, size)
 
     def answer_error(self, asker: Asker, envelope: Envelope, error: BaseException, size: int) -> None:
         """Send an exception as the reply to `envelope`."""
         reply = self._reply(envelope, Kind.ERROR)
         reply.codec = Codec.MSGPACK
         reply.body = encode_failure(error, self._identity.info.id, self._identity.info.name)
-        self._send(asker, reply, pack(reply, self._limits), size, True)
+        self._send(asker, envelope, reply, pack(reply, self._limits), size)
 
     def _answer_error(self, task: Task, error: BaseException) -> None:
         self.answer_error(task.asker, task.envelope, error, task.size)
@@ -285,12 +293,13 @@ class Callee:
             kind, envelope.message_id, identity.info.id, identity.incarnation, envelope.sender_incarnation
         )
 
-    def _send(self, asker: Asker, reply: Envelope, frames: Any, size: int, failed: bool) -> None:
-        self._meter.served(size, size_of(frames), failed)
+    def _send(self, asker: Asker, request: Envelope, reply: Envelope, frames: Any, size: int) -> None:
+        if request.kind == Kind.CALL:
+            self._meter.served(size, size_of(frames), reply.kind == Kind.ERROR)
         try:
             asker.answer(frames)
         except Unavailable:
-            self._values.take_back(reply)  # the caller is gone, and its error with it
+            self._values.take_back(reply, (request.sender, request.sender_incarnation))  # the caller is gone, and its error with it
 
 
 def _not_a_future(task: Task, value: Any) -> str:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from zrpc.clock import Clock, monotonic
+from zrpc.clock import Clock, monotonic, time_left
 from zrpc.errors import CallTimeout, FrameError, LocalFault, WorkerLost, ZrpcError
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import CallTable
@@ -20,14 +20,15 @@ from zrpc.runtime.context import running
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.identity import Identity
+from zrpc.runtime.inspection import read_map, write_map
 from zrpc.runtime.peers import Peer, PeerBook
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.values import Values
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack
 
-RRefNumbers = tuple[int, int, int, int]
-"""RRefId and ForkId as the header carries them."""
+RRefNumbers = tuple[int, ...]
+"""The eight ids of the header's rref field."""
 Completion = Callable[[Any, BaseException | None], None]
 """Takes a call's value, or its error."""
 
@@ -84,6 +85,7 @@ class Caller:
         self.rpc_timeout = rpc_timeout
         self._clock = clock
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._table: CallTable[PendingCall] = CallTable()
         self._next_id = itertools.count(1)
         self._is_closed = False
@@ -161,11 +163,28 @@ class Caller:
         reply = self._exchange(peer, Target(what, Codec.NONE), envelope, message_id, deadline, timeout)
         return self._values.read_reply(reply, peer.info)
 
+    def inspect(self, peer: Peer, question: Mapping[str, Any], timeout: float, done: Completion) -> None:
+        """Ask a worker about itself; the value is the answer's map."""
+        timeout, deadline = self._deadline(timeout)
+        message_id = next(self._next_id)
+        envelope = self._envelope(Kind.INSPECT, message_id, peer, deadline)
+        write_map(envelope, question)
+        target = Target(f"asking for {question.get('what')}", Codec.NONE)
+        self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done))
+
     # ------------------------------------------------------------------------------------ writing
+
+    def deadline_of(self, timeout: float) -> float | None:
+        """The deadline that a call with this timeout, made now, would have."""
+        return self._deadline(timeout)[1]
+
+    def seconds(self, timeout: float) -> float:
+        """`timeout`, or the default for -1."""
+        return self.rpc_timeout if check_timeout(timeout) == -1 else timeout
 
     def _deadline(self, timeout: float) -> tuple[float, float | None]:
         """(timeout in seconds, deadline): the call's own, or what is left of the call that it is made in."""
-        timeout = self.rpc_timeout if check_timeout(timeout) == -1 else timeout
+        timeout = self.seconds(timeout)
         inherited = running.deadline
         now = self._clock()
         if inherited is not None and (not timeout or inherited < now + timeout):
@@ -190,7 +209,7 @@ class Caller:
     ) -> Envelope:
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.rref = rref
-        self._values.write_call(envelope, peer.key, target, args or (), kwargs or {})
+        self._values.write_call(envelope, peer.key, target, args or (), kwargs or {}, deadline)
         return envelope
 
     def _pack(self, envelope: Envelope, peer: Peer) -> list[Buffer]:
@@ -198,7 +217,7 @@ class Caller:
         try:
             frames = pack(envelope, self._peers.limits)
         except ZrpcError:
-            self._values.take_back(envelope)
+            self._values.take_back(envelope, peer.key)
             raise
         self._meter.made(size_of(frames))
         return frames
@@ -240,7 +259,7 @@ class Caller:
         except BaseException:
             with self._lock:
                 self._table.finish(call.message_id)
-            self._values.take_back(call.envelope)
+            self._values.take_back(call.envelope, peer.key)
             raise
         if peer.lost is not None:  # lost between the two: nobody else may have seen this call
             self._fail([call] if self._finish(call.message_id) else [], peer.lost)
@@ -248,7 +267,10 @@ class Caller:
 
     def _finish(self, message_id: int) -> PendingCall | None:
         with self._lock:
-            return self._table.finish(message_id)
+            call = self._table.finish(message_id)
+            if not len(self._table):
+                self._idle.notify_all()
+            return call
 
     def _attach_code(self, envelope: Envelope, target: Target, peer: Peer) -> list[Buffer]:
         """The same message again, with the code that the callee asked for."""
@@ -274,7 +296,10 @@ class Caller:
             return
         self._meter.answered(envelope.nbytes())
         try:
-            value = self._values.read_reply(envelope, call.peer.info)
+            if envelope.kind == Kind.ANSWER:
+                value = read_map(envelope)
+            else:
+                value = self._values.read_reply(envelope, call.peer.info)
         except BaseException as error:
             call.done(None, error)
         else:
@@ -294,6 +319,7 @@ class Caller:
     def on_timer(self, now: float) -> None:
         with self._lock:
             late = self._table.expire(now)
+            self._idle.notify_all()
         for call in late:
             call.done(None, CallTimeout(call.peer.info.name, call.target.name, call.timeout))
 
@@ -301,6 +327,7 @@ class Caller:
         """The peer's life is over: its calls fail now."""
         with self._lock:
             lost = self._table.lose(peer.key)
+            self._idle.notify_all()
         self._fail(lost, why)
 
     def _fail(self, calls: list[PendingCall], why: str) -> None:
@@ -310,6 +337,16 @@ class Caller:
     def pending(self) -> int:
         """Calls that have not ended."""
         return len(self._table)
+
+    def wait_idle(self, deadline: float | None) -> bool:
+        """Wait until no call is pending; False at the deadline."""
+        with self._lock:
+            while len(self._table):
+                left = time_left(deadline, self._clock())
+                if left == 0.0:
+                    return False
+                self._idle.wait(left)
+        return True
 
     def close(self, why: str) -> None:
         """Fail what is pending, and refuse new calls."""

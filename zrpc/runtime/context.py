@@ -21,10 +21,12 @@ class Running(threading.local):
     """Deadline of the call whose function runs here: calls that it makes inherit what is left."""
     destination: tuple[int, int] | None = None
     """(id, incarnation) of the worker that the message being written is for; None when nothing is being written."""
-    forks: list[int] | None = None
-    """Forks made for that message, four numbers each."""
-    origin: int | None = None
-    """Id of the worker whose message is being read; None when nothing is being read."""
+    expires: float | None = None
+    """When nobody reads that message any more: the deadline of its call."""
+    forks: list[int] = []  # noqa: RUF012  replaced, never changed, where a message is written
+    """Forks made for that message, seven numbers each."""
+    origin: tuple[int, int] | None = None
+    """(id, incarnation) of the worker whose message is being read; None when nothing is being read."""
 
 
 running = Running()

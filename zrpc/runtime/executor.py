@@ -101,6 +101,7 @@ class Executor:
         with self._lock:
             self._stopping = True
             self._jobs.clear()
+            self._idle = 0
             self._work.notify_all()
         self._stopped.set()
         self._unpark.set()
@@ -196,7 +197,7 @@ class Executor:
     def _rouse(self) -> None:
         """See that some thread looks for work: wake an idle one, or start one. With the lock held."""
         if self._idle:
-            self._work.notify()
+            self._wake_one()
         elif self._threads < min(self._limit + self._blocked + 1, MAX_THREADS):
             self._spawn()
 
@@ -217,7 +218,7 @@ class Executor:
         self._inside = False
         self._turns_taken += 1
         if self._idle:
-            self._work.notify()
+            self._wake_one()
         else:
             self._spawn()
 
@@ -257,11 +258,13 @@ class Executor:
                     self._running += 1
                     return self._jobs.popleft()
                 self._idle += 1
-                try:
-                    self._work.wait()
-                finally:
-                    self._idle -= 1
+                self._work.wait()
             return None
+
+    def _wake_one(self) -> None:
+        """Wake an idle thread. It counts as idle no more, so that the next one to wake is another. With the lock held."""
+        self._idle -= 1
+        self._work.notify()
 
     def _call(self, job: Job, key: Hashable) -> None:
         start = self._clock()
@@ -278,7 +281,7 @@ class Executor:
                 self._busy += took
                 self._running -= 1
                 if self._jobs and self._running < self._limit and self._idle:
-                    self._work.notify()
+                    self._wake_one()
 
     def _remember(self, key: Hashable, took: float) -> None:
         history = self._history
@@ -313,10 +316,13 @@ class Executor:
             else:
                 quiet += 1
                 if quiet > PARK_TICKS:
-                    self._parked = True
-                    # `enter` sets _inside before it reads _parked, so one of the two sees the other's write.
-                    if self._inside:
-                        self._parked = False
+                    self._park()
+
+    def _park(self) -> None:
+        self._parked = True
+        # `enter` sets _inside before it reads _parked, so one of the two sees the other's write.
+        if self._inside:
+            self._parked = False
 
 
 @contextlib.contextmanager

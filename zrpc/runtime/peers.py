@@ -289,9 +289,10 @@ class PeerBook:
         with self._lock:
             peer = self._peers.pop(key, None)
             if peer is not None:
-                for index in (self._by_name, self._by_id):
-                    for name in [k for k, p in index.items() if p is peer]:  # type: ignore[attr-defined]
-                        del index[name]  # type: ignore[arg-type]
+                if self._by_name.get(peer.info.name) is peer:
+                    del self._by_name[peer.info.name]
+                if self._by_id.get(peer.info.id) is peer:
+                    del self._by_id[peer.info.id]
         if peer is not None:
             peer.lose(why)
         return peer

@@ -14,6 +14,7 @@ from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import WorkerKey
 from zrpc.runtime.callables import Target
 from zrpc.runtime.context import running
+from zrpc.runtime.references import Reference
 from zrpc.serialization.failures import decode_failure
 from zrpc.serialization.pickler import Encoded, Hooks, dumps_python, dumps_script, loads_python, loads_script
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind
@@ -24,10 +25,10 @@ CODEC_NAMES = {Codec.SCRIPT: "script", Codec.PYTHON: "python", Codec.BUILTIN: "b
 class ForkBook(Protocol):
     """What happens to forks of references, once the message they are in has met its fate."""
 
-    def take_back(self, forks: Sequence[int]) -> None:
-        """They were made for a message that was not sent."""
+    def take_back(self, forks: Sequence[int], to: WorkerKey) -> None:
+        """They were made for a message to `to` that was not sent."""
 
-    def let_go(self, forks: Sequence[int], sender: int) -> None:
+    def let_go(self, forks: Sequence[int], sender: WorkerKey) -> None:
         """They came in a message that is not going to be read."""
 
 
@@ -42,28 +43,33 @@ class Values:
     # ------------------------------------------------------------------------------------ calls
 
     def write_call(
-        self, envelope: Envelope, to: WorkerKey, target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        envelope: Envelope,
+        to: WorkerKey,
+        target: Target,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        expires: float | None,
     ) -> None:
         """Put a function and its arguments into an envelope."""
         envelope.function = target.name
         if target.script is not None:
             envelope.code = target.script.hash
-            value: Any = target.script.bind(tuple(args), dict(kwargs))
+            value: Any = target.script.bind(tuple(args), kwargs, lambda v: isinstance(v, Reference) and v.owner_life == to)
         elif target.codec is Codec.BUILTIN:
             value = (tuple(args), dict(kwargs))
         else:
             value = (target.func, tuple(args), dict(kwargs))
         if target.is_async:
             envelope.extra = {Extra.ASYNC: True}
-        self.write(envelope, target.codec, value, to)
+        self.write(envelope, target.codec, value, to, expires)
 
     def read_call(self, envelope: Envelope) -> Any:
         """The value that `write_call` put in. Raises `CodecRefused`, before a byte is read."""
         if envelope.codec not in self._accepted:
             self.drop(envelope)
-            name = CODEC_NAMES.get(Codec(envelope.codec)) if envelope.codec in Codec._value2member_map_ else None
             raise CodecRefused(
-                f"this worker does not accept calls of the {name or envelope.codec} codec (calling {envelope.function}); "
+                f"this worker does not accept calls of the {codec_name(envelope)} codec (calling {envelope.function}); "
                 f"it accepts {', '.join(sorted(CODEC_NAMES[c] for c in self._accepted)) or 'none'}"
             )
         return self.read(envelope)
@@ -79,17 +85,18 @@ class Values:
         if envelope.codec not in self._accepted:
             self.drop(envelope)
             raise CodecRefused(
-                f"worker {sender.name!r} answered in the {CODEC_NAMES.get(Codec(envelope.codec))} codec, "
+                f"worker {sender.name!r} answered in the {codec_name(envelope)} codec, "
                 "which this worker does not accept"
             )
         return self.read(envelope)
 
     # ------------------------------------------------------------------------------------ values
 
-    def write(self, envelope: Envelope, codec: Codec, value: Any, to: WorkerKey) -> None:
-        """Put a value into an envelope for worker `to`. Raises `EncodeError`; no fork is left then."""
-        saved = running.destination, running.forks
-        running.destination, running.forks = to, None
+    def write(self, envelope: Envelope, codec: Codec, value: Any, to: WorkerKey, expires: float | None) -> None:
+        """Put a value into an envelope for worker `to`, of use until `expires`. Raises `EncodeError`; no fork is left then."""
+        saved = running.destination, running.forks, running.expires
+        forks: list[int] = []
+        running.destination, running.forks, running.expires = to, forks, expires
         try:
             encoded: Encoded
             if codec is Codec.PYTHON:
@@ -97,21 +104,20 @@ class Values:
             else:
                 encoded = dumps_script(value, self._hooks)
         except BaseException:
-            if running.forks:
-                self._forks.take_back(running.forks)
+            if forks:
+                self._forks.take_back(forks, to)
             raise
-        else:
-            if running.forks:
-                envelope.extra = {**(envelope.extra or {}), Extra.FORKS: running.forks}
         finally:
-            running.destination, running.forks = saved
+            running.destination, running.forks, running.expires = saved
+        if forks:
+            envelope.extra = {**(envelope.extra or {}), Extra.FORKS: forks}
         envelope.codec = codec
         envelope.body, envelope.buffers = encoded
 
     def read(self, envelope: Envelope) -> Any:
         """The value in an envelope."""
         saved = running.origin
-        running.origin = envelope.sender
+        running.origin = (envelope.sender, envelope.sender_incarnation)
         try:
             if envelope.codec == Codec.PYTHON:
                 return loads_python(envelope.body, envelope.buffers, self._hooks)
@@ -124,28 +130,30 @@ class Values:
 
     # ------------------------------------------------------------------------------------ forks
 
-    def take_back(self, envelope: Envelope) -> None:
+    def take_back(self, envelope: Envelope, to: WorkerKey) -> None:
         """The envelope will not be sent."""
         forks = forks_of(envelope)
         if forks:
-            self._forks.take_back(forks)
+            self._forks.take_back(forks, to)
 
     def drop(self, envelope: Envelope) -> None:
         """The envelope will not be read."""
         forks = forks_of(envelope)
         if forks:
-            self._forks.let_go(forks, envelope.sender)
+            self._forks.let_go(forks, (envelope.sender, envelope.sender_incarnation))
+
+
+def codec_name(envelope: Envelope) -> str:
+    """The name of an envelope's codec, as people configure it; its number if it has none."""
+    names = {int(codec): name for codec, name in CODEC_NAMES.items()}
+    return names.get(int(envelope.codec), str(int(envelope.codec)))
 
 
 def forks_of(envelope: Envelope) -> list[int]:
-    """The forks that an envelope carries, four numbers each. Raises `FrameError` when they are not."""
-    if envelope.extra is None:
+    """The numbers of the forks that an envelope carries, as they are in its header."""
+    found = None if envelope.extra is None else envelope.extra.get(Extra.FORKS)
+    if found is None:
         return []
-    forks = envelope.extra.get(Extra.FORKS)
-    if forks is None:
-        return []
-    if not isinstance(forks, list) or len(forks) % 4 or not all(type(n) is int and 0 <= n < 1 << 63 for n in forks):
-        raise FrameError("the forks in the header are not groups of four ids")
-    return forks
-
-
+    if not isinstance(found, list):
+        raise FrameError("the forks in the header are not a list of ids")
+    return found

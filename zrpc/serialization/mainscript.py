@@ -1,9 +1,9 @@
 """Things defined in `__main__`: which script that is, and how they travel.
 
 One rule: a name in `__main__` means something only in a process that runs the same script. A job script and a worker
-have different ones, so what is defined there goes by value. It goes with its name and the digest of its script: a receiver
-that runs the same script (workers started by `multiprocessing` from it, say) takes its own object of that name instead,
-so that module state is shared there and classes are the same classes.
+have different ones, so what is defined there goes by value. It goes with its name and the digest of its script: a
+receiver that runs the same script (workers started by `multiprocessing` from it, say) takes its own object of that
+name instead, so that module state is shared there and classes are the same classes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class _ByValue:
 class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
     """cloudpickle's pickler, which also takes lambdas, closures and local classes, with the rule of this module."""
 
-    def __init__(self, file: Any, buffer_callback: Any) -> None:
+    def __init__(self, file: Any, table: Any, buffer_callback: Any) -> None:
+        # cloudpickle's class has a table of its own, and the C pickler looks for one only while it is made.
+        self.dispatch_table = table
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
         self._stand_ins: dict[int, _ByValue] = {}
 

@@ -12,8 +12,8 @@ Buffers 0 to storages - 1 are spans of storages; after them, for the Python code
 
 The TorchScript codec reads only pickles of its own small grammar (see `grammar`) and only names of `names` and of the
 hooks. The Python codec reads anything, which is to say that it runs code of the sender's choice: a worker may refuse
-it. It writes with the C pickler, and with cloudpickle only what that cannot: lambdas, closures, local classes, and whatever
-`__main__` defines (see `mainscript`). Its checksum is there because a damaged pickle can do worse than fail.
+it. It writes with the C pickler, and with cloudpickle only what that cannot: lambdas, closures, local classes, and
+whatever `__main__` defines (see `mainscript`). Its checksum is there because a damaged pickle can do worse than fail.
 
 Measured with two float32[8] tensors in a tuple (2-core VM, Python 3.11): a pickler that is made once and used again
 writes in 0.5 us what a fresh one does in 1.8; a dispatch table costs nothing for other objects, where a `persistent_id`
@@ -219,7 +219,7 @@ class _ValueWriter(_PythonWriter):
         return _Table(_python_entries(storages), _value_rule)
 
     def _new_pickler(self, sink: Any) -> pickle.Pickler:
-        return mainscript.ValuePickler(sink, self._take_buffer)
+        return mainscript.ValuePickler(sink, self.table, self._take_buffer)
 
 
 def _python_entries(storages: StorageTable) -> dict[type, Reducer]:

@@ -138,7 +138,7 @@ class _Monitor:
 
     def read(self) -> list[tuple[int, int]]:
         """(event, value) pairs since the last call."""
-        found = []
+        found: list[tuple[int, int]] = []
         while True:
             try:
                 message = recv_monitor_message(self._socket, _NOBLOCK)
@@ -340,7 +340,9 @@ class ZmqTransport:
         except (zmq.ZMQError, OSError) as error:
             socket.close(0)
             raise ConfigError(f"bind address {address}", [f"{error}; use tcp://HOST:PORT, port 0 for any"]) from None
-        listener = ZmqListener(socket, socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode(), watch)
+        endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(endpoint, bytes)
+        listener = ZmqListener(socket, endpoint.rstrip(b"\0").decode(), watch)
         self._open.append(listener)
         return listener
 

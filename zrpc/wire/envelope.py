@@ -20,7 +20,7 @@ microseconds and half the message rate against one. The header is a msgpack arra
     7  buffers               nil, or [place, size, place, size, ...]; place 0 inline after the body, 1 a frame of its own
     8  function              nil, or the name of the function: qualified name, or module:qualified name
     9  code                  nil, or the content hash of the TorchScript code (32 bytes)
-    10 rref                  nil, or [created on, local id, fork created on, fork local id]
+    10 rref                  nil, or eight ids: RRefId (2), ForkId (2), number and floor in the control channel, owner (2)
     11 autograd              nil, or [context id, message id]
     12 trace                 nil, or a W3C trace parent (55 bytes of text)
     13 extra                 nil, or a map from small integers (Extra) to values; unknown keys are ignored
@@ -59,6 +59,8 @@ INLINE_TOTAL_BYTES: Final = 64 * 1024
 PLACE_INLINE: Final = 0
 PLACE_FRAME: Final = 1
 
+RREF_NUMBERS: Final = 8
+"""Integers in the header's rref field; those that a kind of message has no use for are 0."""
 _MAX_U64: Final = (1 << 64) - 1
 _MAX_U63: Final = (1 << 63) - 1
 
@@ -79,6 +81,8 @@ class Kind(IntEnum):
     RREF_USER_ACCEPT = 13
     RREF_USER_DELETE = 14
     ACK = 15
+    RREF_FORK_NOTICE = 16
+    RREF_CREATION_NOTICE = 17
 
     BACKWARD = 20
     CONTEXT_CLEANUP = 21
@@ -116,7 +120,7 @@ class Extra(IntEnum):
     CODE = 1
     """The TorchScript archive that the receiver asked for; the value is the index of its buffer."""
     FORKS = 2
-    """Forks of references carried in the body: a flat list, four integers each (see `protocol.rrefs`)."""
+    """Forks of references carried in the body: a flat list, seven integers each (see `protocol.rref_model`)."""
     ASYNC = 3
     """True: the function returns a future; the reply is sent when that is complete."""
 
@@ -155,7 +159,7 @@ class Envelope:
         buffers: Sequence[Buffer] = (),
         function: str | None = None,
         code: bytes | None = None,
-        rref: tuple[int, int, int, int] | None = None,
+        rref: tuple[int, ...] | None = None,
         autograd: tuple[int, int] | None = None,
         trace: str | None = None,
         extra: dict[int, Any] | None = None,
@@ -287,7 +291,7 @@ def _check_header(fields: object) -> list[Any]:
     if code is not None and (type(code) is not bytes or len(code) != 32):
         raise _fail("code hash is not 32 bytes")
     if rref is not None:
-        _check_ints(rref, 4, "rref")
+        _check_ints(rref, RREF_NUMBERS, "rref")
     if autograd is not None:
         _check_ints(autograd, 2, "autograd")
     if trace is not None and (type(trace) is not str or len(trace) != 55):

@@ -1,0 +1,450 @@
+"""The agent: one worker's presence in the cluster. It puts the parts together and routes messages between them.
+
+One rule: no logic of its own. What a message means is decided by the part that its kind belongs to.
+
+    listener --> callee (calls) , references (control, fetches) , inspection
+    links    --> caller (replies)
+    broker   --> peers, caller, references (joins and losses)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import psutil
+
+from zrpc.clock import Clock, earliest, monotonic
+from zrpc.errors import CallTimeout, FrameError, RRefLost, StaleIncarnation, Unavailable, WorkerLost, ZrpcError
+from zrpc.ids import ForkId, GloballyUniqueId, LocalIds, RRefId, WorkerInfo
+from zrpc.options import AgentOptions
+from zrpc.protocol.effects import (
+    BrokerBack,
+    BrokerLost,
+    Counts,
+    Fenced,
+    Held,
+    MemberGone,
+    MemberUp,
+    News,
+    Released,
+    StopRequested,
+)
+from zrpc.runtime.callee import Asker, Callee
+from zrpc.runtime.caller import Caller
+from zrpc.runtime.directory import ClusterClient, MemberDirectory
+from zrpc.runtime.executor import Executor
+from zrpc.runtime.futures import Future, complete
+from zrpc.runtime.identity import Identity
+from zrpc.runtime.inspection import Inspection, read_map, write_map
+from zrpc.runtime.peers import Address, LoopbackPeer, PeerBook
+from zrpc.runtime.receiver import Receiver, Source
+from zrpc.protocol.rrefs import Peer as Life
+from zrpc.runtime.references import Reference, References
+from zrpc.runtime.values import Values
+from zrpc.serialization.pickler import Hooks
+from zrpc.serialization.codestore import CodeStore
+from zrpc.telemetry.metrics import CallMeter
+from zrpc.transport.base import Frames, Listener, Received, RouteGone, Transport
+from zrpc.wire.envelope import Codec, Envelope, Kind, pack, unpack
+from zrpc.wire.limits import Limits
+from zrpc.wire.messages import Member
+
+logger = logging.getLogger(__name__)
+
+_CALLS = (Kind.CALL, Kind.REMOTE_CALL)
+_REPLIES = (Kind.REPLY, Kind.ERROR, Kind.NEED_CODE, Kind.ANSWER)
+_CONTROL = (
+    Kind.RREF_FORK_REQUEST,
+    Kind.RREF_CHILD_ACCEPT,
+    Kind.RREF_USER_DELETE,
+    Kind.RREF_FORK_NOTICE,
+    Kind.RREF_CREATION_NOTICE,
+    Kind.ACK,
+)
+
+
+Handle = tuple[RRefId, ForkId | None, Life]
+"""What the handle of a reference is made of; the fork id is None at the owner."""
+
+
+class _RouteAsker:
+    """The way back along a route of the listener."""
+
+    __slots__ = ("_agent", "_route")
+
+    def __init__(self, agent: Agent, route: bytes) -> None:
+        self._agent = agent
+        self._route = route
+
+    def answer(self, frames: Frames) -> None:
+        agent = self._agent
+        if agent.listener.send(self._route, frames) and agent.listener_source is not None:
+            agent.receiver.nudge(agent.listener_source)
+
+
+class _LocalAsker:
+    """The way back to this worker itself."""
+
+    __slots__ = ("_agent",)
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def answer(self, frames: Frames) -> None:
+        self._agent.on_reply_frames(frames)
+
+
+class Agent:
+    """One worker of a cluster. Made by `zrpc.api`, which knows how to join."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        options: AgentOptions,
+        transport: Transport,
+        listener: Listener,
+        client: ClusterClient,
+        make_hooks: Callable[[References], Hooks],
+        *,
+        is_static: bool = False,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.identity = identity
+        self.info: WorkerInfo = identity.info
+        self.options = options
+        self.is_static = is_static
+        self.transport = transport
+        self.listener = listener
+        self.listener_source: Source | None = None
+        self.stop_requested = threading.Event()
+        self.stop_reason = ""
+        self.fenced: str | None = None
+        self.refused: Counter[str] = Counter()
+        self._clock = clock
+        self._started = clock()
+        self._released = threading.Event()
+        self._held: Held | None = None
+        self._process = psutil.Process(os.getpid())
+        limits = Limits(message_bytes=options.max_message_bytes)
+        self._limits = limits
+        self.meter = CallMeter()
+        self.receiver = Receiver(clock)
+        self.executor = Executor(self.receiver.run, options.num_worker_threads, f"zrpc-{identity.info.name}", clock)
+        self.receiver.executor = self.executor
+        self.client = client
+        self.directory = MemberDirectory(client)
+        self.peers = PeerBook(transport, self.directory, self.receiver, self.on_reply_frames, limits)
+        me = Address(identity.info, identity.incarnation, identity.address)
+        self.peers.add_self(LoopbackPeer(self.peers, me, self._deliver_to_self))
+        ids = LocalIds(identity.info.id, identity.life)
+        self.references = References(
+            identity, ids, self.peers, self.receiver, lambda: self.caller.rpc_timeout, clock
+        )
+        self.values = Values(options.codecs, make_hooks(self.references), self.references)
+        self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
+        self.caller = Caller(
+            identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock
+        )
+        self.callee = Callee(
+            identity, self.values, self.code, self.references, self.executor, self.meter, limits, clock
+        )
+        self.inspection = Inspection(self, clock)
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.info.name} id={self.info.id} incarnation={self.identity.incarnation}>"
+
+    # ------------------------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Begin to receive."""
+        client, clock = self.client, self._clock
+        for member in client.members():
+            self.references.learn(WorkerInfo(member.name, member.id))
+        self.listener_source = self.receiver.add(self.listener, self._on_request)
+        self.receiver.add(client.link, lambda frames: self._on_news(client.on_frames(frames, clock())))
+        if client.watch is not None:
+            self.receiver.add(client.watch, lambda what: self._on_news(client.on_link_event(what, clock())))
+        for timer in (self.caller, self.references, self):
+            self.receiver.add_timer(timer)
+        self.executor.start()
+
+    def next_deadline(self) -> float | None:
+        """When the broker's client wants to be called."""
+        return self.client.next_deadline()
+
+    def on_timer(self, now: float) -> None:
+        self._on_news(self.client.on_timer(now))
+
+    def wait_released(self, deadline: float | None) -> bool:
+        """Wait until all of the static group want to end and no call is under way; False at the deadline."""
+        self.client.begin_shutdown(self._counts)
+        left = None if deadline is None else max(0.0, deadline - self._clock())
+        return self._released.wait(left)
+
+    def missing_for_shutdown(self) -> tuple[str, ...]:
+        """Members that have not asked to end yet, as far as the broker has said."""
+        return () if self._held is None else self._held.missing
+
+    def drain(self, deadline: float | None, leave_timeout: float) -> None:
+        """Wait for the calls that this worker has made, then let go of its references and tell their owners."""
+        self.caller.wait_idle(deadline)
+        self.references.drop_all()
+        self.references.wait_drained(earliest(deadline, self._clock() + leave_timeout))
+
+    def close(self, why: str) -> None:
+        """Leave the cluster and end everything; pending calls fail with `why`."""
+        self.client.leave(why)
+        self.executor.stop(0.0)  # says that it stops; the threads end below
+        self.receiver.wake()
+        self.caller.close(why)
+        self.peers.close()
+        if not self.executor.stop(5.0):
+            logger.warning("worker %s ends while user functions still run", self.info.name)
+        self.client.close()
+        self.transport.close()
+        self.receiver.close()
+
+    # ------------------------------------------------------------------------------------ references
+
+    def remote(self, to: str | int | WorkerInfo, func: Any, args: Any, kwargs: Any, timeout: float) -> Handle:
+        """Have a worker make a value; returns the handle of a reference to it."""
+        peer = self.peers.find(to)
+        references = self.references
+        if peer.is_self:
+            rref_id, _, me = references.create_pending()
+            numbers = (*rref_id, *rref_id, 0, 0, 0, 0)
+
+            def on_failure(_value: Any, error: BaseException | None) -> None:
+                if error is not None:
+                    references.set_value(rref_id, None, error, Codec.PYTHON)
+
+            try:
+                self.caller.call(peer, Kind.REMOTE_CALL, func, args, kwargs, timeout, on_failure, numbers)
+            except BaseException as error:
+                references.set_value(rref_id, None, error, Codec.PYTHON)
+                references.discard(rref_id, None)
+                raise
+            return rref_id, None, me
+        fork = references.create_user(peer.key, self.caller.deadline_of(timeout))
+        numbers = (*fork.rref_id, *fork.fork_id, fork.seq, 0, 0, 0)
+
+        def on_answer(_value: Any, error: BaseException | None) -> None:
+            references.creation_answered(fork, error)
+
+        try:
+            self.caller.call(peer, Kind.REMOTE_CALL, func, args, kwargs, timeout, on_answer, numbers)
+        except BaseException:
+            references.creation_not_sent(fork)
+            references.discard(fork.rref_id, fork.fork_id)
+            raise
+        return fork.rref_id, fork.fork_id, fork.owner
+
+    def fetch(self, reference: Reference, timeout: float) -> Any:
+        """The value of a reference, wherever it is."""
+        if reference.is_owner():
+            return self.references.wait_for(reference.rref_id, self.caller.seconds(timeout))
+        self.references.check_usable(reference)
+        peer = self.peers.find_life(reference.owner_life)
+        if peer is None:
+            raise RRefLost(str(reference.rref_id), self.references.info_of(reference.owner_id).name, "it cannot be reached")
+        assert reference.fork_id is not None
+        numbers = (*reference.rref_id, *reference.fork_id, 0, 0, 0, 0)
+        what = f"fetching the value of {reference.rref_id}"
+        try:
+            return self.caller.request_sync(peer, Kind.RREF_FETCH, what, numbers, timeout)
+        except WorkerLost as error:
+            raise RRefLost(str(reference.rref_id), peer.info.name, error.why) from None
+        except (RRefLost, CallTimeout):
+            self.references.check_usable(reference)  # why its creation failed says more
+            raise
+
+    # ------------------------------------------------------------------------------------ messages
+
+    def _on_request(self, received: Received) -> None:
+        """A message at the listener: a call, or a message of the reference protocol."""
+        asker = _RouteAsker(self, received.route)
+        try:
+            envelope = unpack(received.frames, self._limits)
+        except ZrpcError as error:
+            self._refuse("malformed", error)
+            return
+        if envelope.receiver_incarnation not in (0, self.identity.incarnation):
+            self._refuse("stale incarnation", None)
+            if envelope.kind in _CALLS or envelope.kind == Kind.RREF_FETCH:
+                stale = StaleIncarnation(
+                    f"worker {self.info.name!r} has restarted: the message was meant for an earlier life of it"
+                )
+                self.callee.answer_error(asker, envelope, stale, 0)
+            return
+        self._route(asker, envelope, False)
+
+    def _route(self, asker: Asker, envelope: Envelope, is_local: bool) -> None:
+        kind = envelope.kind
+        if kind in _CALLS:
+            self.callee.on_call(asker, envelope, is_local)
+        elif kind == Kind.RREF_FETCH:
+            self._on_fetch(asker, envelope)
+        elif kind in _CONTROL:
+            self.references.on_control(envelope)
+        elif kind == Kind.INSPECT:
+            self._on_inspect(asker, envelope)
+        else:
+            self._refuse(f"kind {kind}", None)
+
+    def _on_fetch(self, asker: Asker, envelope: Envelope) -> None:
+        if envelope.rref is None:
+            raise FrameError("a fetch without an RRef id")
+        deadline = self._clock() + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
+
+        def answer(value: Any, error: BaseException | None, codec: Codec) -> None:
+            if error is not None:
+                self.callee.answer_error(asker, envelope, error, 0)
+            else:
+                self.callee.answer_value(asker, envelope, value, codec, 0, deadline)
+
+        self.references.on_fetch(GloballyUniqueId(*envelope.rref[:2]), answer)
+
+    def _on_inspect(self, asker: Asker, envelope: Envelope) -> None:
+        def reply(data: dict[str, Any]) -> None:
+            identity = self.identity
+            answer = Envelope(
+                Kind.ANSWER, envelope.message_id, identity.info.id, identity.incarnation, envelope.sender_incarnation
+            )
+            write_map(answer, data)
+            try:
+                asker.answer(pack(answer, self._limits))
+            except Unavailable:
+                pass  # whoever asked has gone
+
+        self.inspection.answer(read_map(envelope), reply)
+
+    def on_reply_frames(self, frames: Any) -> None:
+        """A message on a link of ours: a reply."""
+        try:
+            envelope = frames if isinstance(frames, Envelope) else unpack(frames, self._limits)
+        except ZrpcError as error:
+            self._refuse("malformed", error)
+            return
+        if envelope.kind in _REPLIES:
+            self.caller.on_reply(envelope)
+        else:
+            self._refuse(f"kind {envelope.kind}", None)
+
+    def _deliver_to_self(self, frames: Frames) -> None:
+        envelope = unpack(frames, self._limits)
+        self._route(_LocalAsker(self), envelope, True)
+
+    def _refuse(self, why: str, error: BaseException | None) -> None:
+        """Count a message that is not answered, and say so: the first time, then each time the count doubles."""
+        self.refused[why] += 1
+        count = self.refused[why]
+        if count & (count - 1) == 0:
+            logger.warning("worker %s refused %d message(s): %s %s", self.info.name, count, why, error or "")
+
+    # ------------------------------------------------------------------------------------ the cluster
+
+    def _on_news(self, news: Iterable[News]) -> None:
+        for item in news:
+            self._take_news(item)
+
+    def _take_news(self, news: News) -> None:
+        if isinstance(news, MemberUp):
+            member = news.member
+            self.references.learn(WorkerInfo(member.name, member.id))
+        elif isinstance(news, MemberGone):
+            self._on_gone(news)
+        elif isinstance(news, StopRequested):
+            self.request_stop(news.why or "it was asked to stop")
+        elif isinstance(news, Fenced):
+            self.fenced = news.why
+            logger.error("worker %s was fenced: %s", self.info.name, news.why)
+            self.request_stop(f"it was fenced: {news.why}")
+        elif isinstance(news, Held):
+            self._held = news
+        elif isinstance(news, Released):
+            self._released.set()
+        elif isinstance(news, BrokerLost):
+            logger.warning("worker %s lost the broker (%s); calls between workers go on", self.info.name, news.why)
+        elif isinstance(news, BrokerBack):
+            logger.warning("worker %s has the broker back", self.info.name)
+
+    def _on_gone(self, news: MemberGone) -> None:
+        member = news.member
+        key = (member.id, member.incarnation)
+        peer = self.peers.lose(key, news.why)
+        if peer is not None:
+            self.caller.lose(peer, news.why)
+        self.references.lose(key, member.life, news.why)
+
+    def request_stop(self, why: str) -> None:
+        """Make `zrpc.serve` return."""
+        self.stop_reason = self.stop_reason or why
+        self.stop_requested.set()
+
+    def _counts(self) -> Counts:
+        counts = self.meter.counts()
+        running = self.executor.statistics()
+        active = self.caller.pending() + running.running + running.blocked + running.queued
+        return Counts(counts.calls_made, counts.calls_served, active)
+
+    # ------------------------------------------------------------------------------------ about itself
+
+    def beat_statistics(self) -> dict[str, int | float]:
+        """What the broker is told with each beat."""
+        counts = self.meter.counts()
+        running = self.executor.statistics()
+        return {
+            "calls_served": counts.calls_served,
+            "calls_made": counts.calls_made,
+            "calls_failed": counts.calls_failed,
+            "bytes_in": counts.bytes_in,
+            "bytes_out": counts.bytes_out,
+            "busy_seconds": running.busy_seconds,
+            "active": running.running,
+            "queued": running.queued,
+            "memory_bytes": self._process.memory_info().rss,
+            "uptime_seconds": self._clock() - self._started,
+        }
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters and gauges of this worker, plain values."""
+        refs = self.references.statistics()
+        running = self.executor.statistics()
+        return {
+            **self.beat_statistics(),
+            "name": self.info.name,
+            "id": self.info.id,
+            "pid": self._process.pid,
+            "threads": running.threads,
+            "turns_taken": running.turns_taken,
+            "pending_calls": self.caller.pending(),
+            "owner_rrefs": refs.num_owner_rrefs,
+            "user_rrefs": refs.num_users,
+            "forks": refs.num_forks,
+            "refused": {**self.refused, **self.transport.refusals()},
+        }
+
+    def functions(self) -> list[str]:
+        """Names of the TorchScript functions that can be called here by name."""
+        return self.code.names()
+
+    def members(self) -> list[Member]:
+        """Everybody who is up, this worker included."""
+        return self.client.members()
+
+    def ask(self, worker: str | int | WorkerInfo, question: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Ask a worker about itself, and wait for the answer."""
+        future: Future[Any] = Future()
+        peer = self.peers.find(worker)
+        self.caller.inspect(peer, question, timeout, lambda value, error: complete(future, value, error))
+        answer: dict[str, Any] = future.wait()
+        return answer
+
+    def ping(self, worker_id: int, timeout: float, done: Callable[[BaseException | None], None]) -> None:
+        """Ask another worker for a sign of life."""
+        self.caller.inspect(self.peers.find(worker_id), {"what": "ping"}, timeout, lambda _value, error: done(error))

@@ -1,0 +1,458 @@
+"""References and the values behind them: the driver of the protocol machine in `protocol.rrefs`.
+
+One rule: the machine and the table of values change together, under one lock; messages are sent, waiters called and values
+dropped after it is let go.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zrpc.clock import Clock, monotonic, time_left
+from zrpc.errors import CallTimeout, RRefLost, RRefMisuse, Unavailable
+from zrpc.ids import ForkId, GloballyUniqueId, LocalIds, RRefId, WorkerInfo
+from zrpc.protocol.calls import WorkerKey
+from zrpc.protocol.rrefs import (
+    Control,
+    Effects,
+    FailValue,
+    Fork,
+    Leak,
+    Message,
+    ReleaseValue,
+    RRefStatistics,
+    RRefTable,
+    SendAck,
+    SendControl,
+    forks_from_numbers,
+)
+from zrpc.protocol.rrefs import Peer as Life
+from zrpc.runtime.context import running
+from zrpc.runtime.executor import blocking_here
+from zrpc.runtime.identity import Identity
+from zrpc.runtime.peers import PeerBook
+from zrpc.runtime.receiver import Receiver
+from zrpc.wire.envelope import Codec, Envelope, Kind, pack
+
+logger = logging.getLogger(__name__)
+
+Waiter = Callable[[Any, BaseException | None], None]
+
+
+class OwnedValue:
+    """A value of this worker, or its coming to be."""
+
+    __slots__ = ("codec", "error", "is_done", "value", "waiters")
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.codec = Codec.PYTHON
+        self.waiters: list[Waiter] = []
+
+    def complete(self, value: Any, error: BaseException | None, codec: Codec) -> list[Waiter]:
+        """Set the value or the error; returns who waited."""
+        self.value, self.error, self.codec, self.is_done = value, error, codec, True
+        waiters, self.waiters = self.waiters, []
+        return waiters
+
+
+class Reference:
+    """What an RRef is underneath: its numbers, and one handle in the table of references while it lives.
+
+    `fork_id` is None at the owner.
+    """
+
+    __slots__ = ("__weakref__", "_book", "_is_held", "fork_id", "owner_life", "rref_id")
+
+    def __init__(self, book: References, rref_id: RRefId, fork_id: ForkId | None, owner: Life) -> None:
+        self._book = book
+        self.rref_id = rref_id
+        self.fork_id = fork_id
+        self.owner_life = owner
+        self._is_held = True
+
+    def is_owner(self) -> bool:
+        """Whether the value lives on this worker."""
+        return self.fork_id is None
+
+    @property
+    def owner_id(self) -> int:
+        """The id of the worker that has the value."""
+        return self.owner_life.worker_id
+
+    def local_value(self) -> Any:
+        """The value, at its owner; waits until there is one."""
+        if self.fork_id is not None:
+            me, owner = self._book.identity.info, self._book.info_of(self.owner_id)
+            raise RRefMisuse(
+                f"For UserRRef(rref_id={self.rref_id}, fork_id={self.fork_id}), "
+                f"can't call localValue() on user {me}. Call it on owner {owner}"
+            )
+        return self._book.wait_for(self.rref_id, self._book.default_timeout())
+
+    def __del__(self) -> None:
+        if getattr(self, "_is_held", False):
+            self._book.discard(self.rref_id, self.fork_id)
+
+
+class References:
+    """The references of one agent. Safe to use from any thread. A timer of the receiver's."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        ids: LocalIds,
+        peers: PeerBook,
+        receiver: Receiver,
+        default_timeout: Callable[[], float],
+        clock: Clock = monotonic,
+    ) -> None:
+        self.identity = identity
+        self.default_timeout = default_timeout
+        self._me = Life(identity.info.id, identity.incarnation)
+        self._peers = peers
+        self._receiver = receiver
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._table = RRefTable(identity.info.id, ids, identity.incarnation)
+        self._values: dict[RRefId, OwnedValue] = {}
+        self._creation_errors: dict[ForkId, BaseException] = {}
+        self._names: dict[int, WorkerInfo] = {identity.info.id: identity.info}
+        # Finalizers run at any moment, even while this thread holds the lock: they only put their handle here.
+        self._dropped: deque[tuple[RRefId, ForkId | None]] = deque()
+
+    # ------------------------------------------------------------------------------------ making
+
+    def create_local(self, value: Any) -> tuple[RRefId, None, Life]:
+        """A value of this worker's own."""
+        owned = OwnedValue()
+        owned.complete(value, None, Codec.PYTHON)
+        with self._lock:
+            rref_id = self._table.create_owner(is_ready=True)
+            self._values[rref_id] = owned
+        return rref_id, None, self._me
+
+    def create_pending(self) -> tuple[RRefId, None, Life]:
+        """A value that a call of this worker to itself will make."""
+        with self._lock:
+            rref_id = self._table.create_owner(is_ready=False)
+            self._values[rref_id] = OwnedValue()
+        return rref_id, None, self._me
+
+    def create_user(self, owner: WorkerKey, expires: float | None) -> Fork:
+        """A reference to a value that a call to `owner` will make."""
+        with self._lock:
+            fork = self._table.create_user(Life(*owner), expires)
+        self._receiver.expect(self.next_deadline())
+        return fork
+
+    def creation_answered(self, fork: Fork, error: BaseException | None) -> None:
+        """The owner has accepted the call that makes the value, or the call has failed."""
+        now = self._clock()
+        with self._lock:
+            if error is None:
+                effects = self._table.user_confirmed(fork.fork_id, now)
+            else:
+                self._creation_errors[fork.fork_id] = error
+                effects = self._table.creation_failed(fork.fork_id, now)
+            sends = self._apply(effects)
+        self._perform(sends)
+
+    def creation_not_sent(self, fork: Fork) -> None:
+        """The call that makes the value could not be sent."""
+        now = self._clock()
+        with self._lock:
+            sends = self._apply(self._table.creation_failed(fork.fork_id, now, sent=False))
+        self._perform(sends)
+
+    # ------------------------------------------------------------------------------------ owning
+
+    def on_remote_call(self, numbers: Sequence[int], sender: WorkerKey) -> bool:
+        """A call that makes a value here came. False: it came before, or too late; do not run it."""
+        rref_id, fork_id = GloballyUniqueId(*numbers[:2]), GloballyUniqueId(*numbers[2:4])
+        with self._lock:
+            if sender == self._me:
+                return rref_id in self._values
+            if not self._table.remote_call_received(Life(*sender), rref_id, fork_id, numbers[4]):
+                return False
+            self._values.setdefault(rref_id, OwnedValue())
+        return True
+
+    def set_value(self, rref_id: RRefId, value: Any, error: BaseException | None, codec: Codec) -> None:
+        """The function that makes the value has returned, or raised."""
+        waiters: list[Waiter] = []
+        with self._lock:
+            owned = self._values.get(rref_id)
+            if owned is not None:
+                waiters = owned.complete(value, error, codec)
+            sends = self._apply(self._table.creation_finished(rref_id))
+        for waiter in waiters:
+            waiter(value, error)
+        self._perform(sends)
+
+    def is_ready(self, rref_id: RRefId) -> bool:
+        """Whether the value, or its error, is here."""
+        owned = self._values.get(rref_id)
+        return owned is None or owned.is_done
+
+    def when_ready(self, rref_id: RRefId, waiter: Waiter) -> None:
+        """Call `waiter` with the value or the error: now, or by whoever sets it."""
+        with self._lock:
+            owned = self._values.get(rref_id)
+            if owned is not None and not owned.is_done:
+                owned.waiters.append(waiter)
+                return
+        if owned is None:
+            waiter(None, RRefLost(str(rref_id), self.identity.info.name, "it has been released"))
+        else:
+            waiter(owned.value, owned.error)
+
+    def wait_for(self, rref_id: RRefId, timeout: float) -> Any:
+        """The value of a reference owned here; waits at most `timeout` seconds (0: without bound) for it."""
+        owned = self._values.get(rref_id)
+        if owned is None or not owned.is_done:
+            done = threading.Event()
+            self.when_ready(rref_id, lambda _value, _error: done.set())
+            limits = [self._clock() + timeout] if timeout else []
+            deadline = min([*limits, *([running.deadline] if running.deadline is not None else [])], default=None)
+            with blocking_here():
+                if not done.wait(time_left(deadline, self._clock())):
+                    raise CallTimeout(self.identity.info.name, f"waiting for the value of {rref_id}", timeout)
+            owned = self._values.get(rref_id)
+            if owned is None:
+                raise RRefLost(str(rref_id), self.identity.info.name, "it has been released")
+        if owned.error is not None:
+            raise owned.error
+        return owned.value
+
+    def on_fetch(self, rref_id: RRefId, answer: Callable[[Any, BaseException | None, Codec], None]) -> None:
+        """Somebody asks for a value of this worker: `answer` now, or when it is there."""
+        with self._lock:
+            _, effects = self._table.fetch_received(rref_id)
+            owned = self._values.setdefault(rref_id, OwnedValue())
+            sends = self._apply(effects)
+        self._perform(sends)
+
+        def ready(value: Any, error: BaseException | None) -> None:
+            try:
+                answer(value, error, owned.codec)
+            finally:
+                self.discard(rref_id, None)
+
+        self.when_ready(rref_id, ready)
+
+    # ------------------------------------------------------------------------------------ using
+
+    def check_usable(self, reference: Reference) -> None:
+        """Raise what became of a reference's creation, if that failed, or `RRefLost`."""
+        fork_id = reference.fork_id
+        if fork_id is None:
+            return
+        error = self._creation_errors.get(fork_id)
+        if error is not None:
+            raise error
+        if self._table.user_state(fork_id) in ("lost", "deleted"):
+            owner = self.info_of(reference.owner_id).name
+            raise RRefLost(str(reference.rref_id), owner, "the owner has died or left")
+
+    def is_confirmed(self, reference: Reference) -> bool:
+        """Whether the owner knows of the reference."""
+        return reference.fork_id is None or self._table.user_state(reference.fork_id) == "confirmed"
+
+    def info_of(self, worker_id: int) -> WorkerInfo:
+        """The name of a worker by its id, also of one that is gone."""
+        info = self._names.get(worker_id)
+        if info is None:
+            peer = self._peers.find_life((worker_id, 0))
+            info = WorkerInfo(f"worker {worker_id}", worker_id) if peer is None else peer.info
+        return info
+
+    def learn(self, info: WorkerInfo) -> None:
+        """Remember a worker's name: references outlive workers."""
+        self._names[info.id] = info
+
+    # ------------------------------------------------------------------------------------ travelling
+
+    def fork_for_message(self, reference: Reference) -> tuple[int, ...]:
+        """The reference is being written into a message: the numbers that travel."""
+        to = running.destination
+        if to is None:
+            raise RRefMisuse("Can not pickle rref in python pickler, rref can only be pickled when using RPC")
+        with self._lock:
+            fork = self._table.fork(reference.rref_id, reference.fork_id, Life(*to), running.expires)
+        numbers = fork.to_numbers()
+        running.forks += numbers
+        return numbers
+
+    def fork_from_message(self, numbers: tuple[int, ...]) -> tuple[RRefId, ForkId | None, Life]:
+        """A reference is being read from a message: what its handle here is made of."""
+        origin = running.origin
+        if origin is None:
+            raise RRefMisuse("an RRef can only be unpickled when using RPC")
+        (fork,) = forks_from_numbers(numbers, Life(*origin))
+        is_mine = fork.owner == self._me
+        with self._lock:
+            state, effects = self._table.fork_received(fork, self._clock())
+            if is_mine and state != "deleted":
+                self._values.setdefault(fork.rref_id, OwnedValue())
+            sends = self._apply(effects)
+        self._perform(sends)
+        if state == "deleted":
+            raise RRefLost(str(fork.rref_id), self.info_of(fork.owner.worker_id).name, "the reference came too late")
+        return fork.rref_id, None if is_mine else fork.fork_id, fork.owner
+
+    def take_back(self, forks: Sequence[int], to: WorkerKey) -> None:
+        """A message with these forks was not sent."""
+        now = self._clock()
+        with self._lock:
+            effects: Effects = []
+            for fork in forks_from_numbers(forks, self._me):
+                effects += self._table.fork_cancelled(fork, Life(*to), now)
+            sends = self._apply(effects)
+        self._perform(sends)
+
+    def let_go(self, forks: Sequence[int], sender: WorkerKey) -> None:
+        """A message with these forks is not read."""
+        now = self._clock()
+        with self._lock:
+            effects: Effects = []
+            for fork in forks_from_numbers(forks, Life(*sender)):
+                effects += self._table.fork_refused(fork, now)
+            sends = self._apply(effects)
+        self._perform(sends)
+
+    def discard(self, rref_id: RRefId, fork_id: ForkId | None) -> None:
+        """A handle is gone. Takes no lock: finalizers call it."""
+        self._dropped.append((rref_id, fork_id))
+        if len(self._dropped) == 1:
+            self._receiver.wake()
+
+    # ------------------------------------------------------------------------------------ messages, time
+
+    def on_control(self, envelope: Envelope) -> None:
+        """A message of the reference protocol came."""
+        sender = Life(envelope.sender, envelope.sender_incarnation)
+        now = self._clock()
+        if envelope.kind == Kind.ACK:
+            with self._lock:
+                sends = self._apply(self._table.ack_received(sender, envelope.message_id, now))
+        else:
+            numbers = envelope.rref or (0,) * 8
+            owner = Life(*numbers[6:8]) if envelope.kind == Kind.RREF_FORK_NOTICE else None
+            message = Message(
+                Control(envelope.kind), GloballyUniqueId(*numbers[:2]), GloballyUniqueId(*numbers[2:4]), owner
+            )
+            with self._lock:
+                effects = self._table.control_received(sender, numbers[4], numbers[5], message, now)
+                sends = self._apply(effects)
+        self._perform(sends)
+
+    def lose(self, key: WorkerKey, life: int, why: str) -> None:
+        """A life of a worker is over."""
+        with self._lock:
+            sends = self._apply(self._table.peer_lost(Life(*key), life, why, self._clock()))
+        self._perform(sends)
+
+    def next_deadline(self) -> float | None:
+        if self._dropped:
+            return 0.0
+        with self._lock:
+            return self._table.next_deadline()
+
+    def on_timer(self, now: float) -> None:
+        with self._lock:
+            effects: Effects = []
+            while self._dropped:
+                rref_id, fork_id = self._dropped.popleft()
+                if fork_id is not None:
+                    self._creation_errors.pop(fork_id, None)
+                effects += self._table.handle_dropped(rref_id, fork_id, now)
+            effects += self._table.timer_fired(now)
+            sends = self._apply(effects)
+        self._perform(sends)
+
+    # ------------------------------------------------------------------------------------ the end
+
+    def drop_all(self) -> Sequence[Leak]:
+        """At shutdown: let all references go, and tell their owners. Returns what was still held."""
+        with self._lock:
+            leaks, effects = self._table.drop_all(self._clock())
+            sends = self._apply(effects)
+        self._perform(sends)
+        return leaks
+
+    def wait_drained(self, deadline: float | None) -> bool:
+        """Wait until nobody has to be told anything any more; False at the deadline."""
+        with self._lock:
+            while not self._table.is_drained():
+                left = time_left(deadline, self._clock())
+                if left == 0.0:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def statistics(self) -> RRefStatistics:
+        with self._lock:
+            return self._table.statistics()
+
+    # ------------------------------------------------------------------------------------ effects
+
+    def _apply(self, effects: Effects) -> list[Any]:
+        """Effects on the table of values, under the lock. Returns what is left to do after it: sends, and the dead."""
+        self._changed.notify_all()
+        later: list[Any] = []
+        for effect in effects:
+            if isinstance(effect, ReleaseValue):
+                later.append((effect, self._values.pop(effect.rref_id, None)))
+            elif isinstance(effect, FailValue):
+                owned = self._values.setdefault(effect.rref_id, OwnedValue())
+                error = RRefLost(str(effect.rref_id), self.identity.info.name, effect.why)
+                if not owned.is_done:
+                    later.append((effect, (owned.complete(None, error, Codec.PYTHON), error)))
+            elif isinstance(effect, (SendControl, SendAck)):
+                later.append((effect, None))
+        return later
+
+    def _perform(self, later: list[Any]) -> None:
+        for effect, rest in later:
+            if isinstance(effect, SendControl):
+                self._send_control(effect)
+            elif isinstance(effect, SendAck):
+                self._send(effect.to, Envelope(Kind.ACK, effect.seq))
+            elif isinstance(effect, FailValue):
+                waiters, error = rest
+                for waiter in waiters:
+                    waiter(None, error)
+            elif rest is not None and rest.waiters:
+                error = RRefLost(str(effect.rref_id), self.identity.info.name, "it has been released")
+                for waiter in rest.waiters:
+                    waiter(None, error)
+
+    def _send_control(self, effect: SendControl) -> None:
+        message = effect.message
+        owner = message.owner or (0, 0)
+        self._send(
+            effect.to,
+            Envelope(
+                int(message.kind), 0, rref=(*message.rref_id, *message.fork_id, effect.seq, effect.floor, *owner)
+            ),
+        )
+
+    def _send(self, to: Life, envelope: Envelope) -> None:
+        """Send a control message, if its receiver can be reached: if not, it will be sent again until it can."""
+        peer = self._peers.find_life(to)
+        if peer is None:
+            return
+        envelope.sender, envelope.sender_incarnation = self._me
+        envelope.receiver_incarnation = to.incarnation
+        try:
+            peer.send(pack(envelope))
+        except Unavailable as error:
+            logger.debug("control message to %s not sent: %s", peer, error)
