@@ -261,7 +261,7 @@ class World:
             return
         delay = self.latency()
         self.deliver(worker.peer, to, forks, deadline, delay)
-        if to != worker.peer and self.random.random() < self.repeat:
+        if self.random.random() < self.repeat:
             self.at(delay + self.latency() * 8, self.on_call, worker.peer, to, forks, None, [])
 
     def deliver(self, sender: Peer, to: Peer, forks: list[Fork], deadline: float | None, delay: float) -> None:
@@ -292,6 +292,9 @@ class World:
                 if key[1] is not None and state == "lost":
                     worker.dead_users.add(fork.fork_id)
             self.perform(worker, effects)
+            if self.random.random() < 0.1:  # the rest cannot be decoded: all forks are refused, for good measure
+                for every in forks:
+                    self.perform(worker, worker.table.fork_refused(every, self.now))
         if not late and to != sender and self.random.random() < 0.5:
             self.at(self.latency(), self.on_call_reply, sender, to, forks)
 

@@ -434,6 +434,10 @@ def test_a_call_to_oneself_carries_a_handle(is_owner, is_cancelled):
         trio.run(trio.a, trio.a.fork_cancelled(fork, trio.a.me, 0.0))
     else:
         assert trio.receive(trio.a, fork) == ("ready" if is_owner else "confirmed")
+        assert trio.receive(trio.a, fork) == "deleted"
+        assert trio.a.fork_refused(fork, 0.0) == []
+        assert trio.a.fork_cancelled(fork, trio.a.me, 0.0) == []
+        assert trio.a.fork_delivered(fork, trio.a.me, 0.0) == []
         trio.drop(trio.a, fork)
     assert trio.is_empty()
 

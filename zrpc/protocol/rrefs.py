@@ -184,10 +184,7 @@ class RRefTable:
         is the same one with one more handle.
         """
         if to == self.me:
-            self.handle_added(rref_id, fork_id)
-            record = None if fork_id is None else self._users.get(fork_id, "fork")
-            owner = self.me if record is None else record.owner
-            return Fork(rref_id, rref_id if fork_id is None else fork_id, owner, self.me, 0)
+            return self._fork_to_self(rref_id, fork_id)
         if fork_id is None:
             fork = self._owners.fork(rref_id, to, expires)
         else:
@@ -200,8 +197,8 @@ class RRefTable:
 
     def fork_cancelled(self, fork: Fork, to: Peer, now: float) -> Effects:
         """The message that the fork was put in never left this worker."""
-        if fork.seq == 0:
-            return self.handle_dropped(fork.rref_id, None if fork.owner == self.me else fork.fork_id, now)
+        if to == self.me:
+            return self._drop_self_fork(fork, now)
         out: Effects = []
         self._channels.settle(to, fork.seq)
         if fork.owner == self.me:
@@ -216,7 +213,9 @@ class RRefTable:
         Saying this is optional: it spares a notice when the message's time is over.
         """
         out: Effects = []
-        if fork.seq and to == fork.owner:
+        if to == self.me:
+            return out
+        if to == fork.owner:
             self._users.settle_child(fork.fork_id, now, out)
         self._channels.settle(to, fork.seq)
         return out
@@ -229,8 +228,8 @@ class RRefTable:
         a `LoseUser`.
         """
         out: Effects = []
-        if fork.seq == 0:
-            return self._self_fork_state(fork), out
+        if fork.parent == self.me:
+            return self._take_self_fork(fork), out
         if not self._is_new_fork(fork):
             return DELETED, out
         if fork.owner == self.me:
@@ -242,8 +241,8 @@ class RRefTable:
 
     def fork_refused(self, fork: Fork, now: float) -> Effects:
         """A fork came in a message that is not decoded (refused, too late, malformed): nobody will hold it here."""
-        if fork.seq == 0:
-            return self.handle_dropped(fork.rref_id, None if fork.owner == self.me else fork.fork_id, now)
+        if fork.parent == self.me:
+            return self._drop_self_fork(fork, now)
         out: Effects = []
         if self._is_new_fork(fork):
             self._users.refuse(fork, now, out)
@@ -293,8 +292,23 @@ class RRefTable:
     def _is_new_fork(self, fork: Fork) -> bool:
         return not self._channels.is_lost(fork.parent) and self._channels.accept(fork.parent, fork.seq)
 
-    def _self_fork_state(self, fork: Fork) -> str:
+    def _fork_to_self(self, rref_id: RRefId, fork_id: ForkId | None) -> Fork:
+        self.handle_added(rref_id, fork_id)
+        owner = self.me if fork_id is None else self._users.get(fork_id, "fork").owner
+        child = rref_id if fork_id is None else fork_id
+        # The number tells whether the handle was taken over; nothing is ever sent under it.
+        seq = self._channels.ride(self.me, Message(Control.FORK_NOTICE, rref_id, child, owner), None)
+        return Fork(rref_id, child, owner, self.me, seq)
+
+    def _take_self_fork(self, fork: Fork) -> str:
+        if self._channels.settle(self.me, fork.seq) is None:
+            return DELETED
         return self.owner_state(fork.rref_id) if fork.owner == self.me else self.user_state(fork.fork_id)
+
+    def _drop_self_fork(self, fork: Fork, now: float) -> Effects:
+        if self._channels.settle(self.me, fork.seq) is None:
+            return []  # somebody has taken it
+        return self.handle_dropped(fork.rref_id, None if fork.owner == self.me else fork.fork_id, now)
 
     # --------------------------------------------------------------------------------- losses, time, the end
 
