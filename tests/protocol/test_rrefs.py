@@ -22,6 +22,7 @@ from zrpc.protocol.rrefs import (
     SendControl,
     forks_from_numbers,
 )
+from zrpc.wire.envelope import Kind
 
 ME, OWNER, PARENT, OTHER = Peer(0, 10), Peer(1, 11), Peer(2, 12), Peer(3, 13)
 RREF, FORK_OF_CREATOR, FORK_OF_PARENT, LATER = RRefId(1, 5), ForkId(1, 6), ForkId(2, 7), ForkId(1, 8)
@@ -670,6 +671,11 @@ def test_forks_survive_the_wire():
 def test_malformed_numbers_are_refused(numbers):
     with pytest.raises(FrameError):
         forks_from_numbers(numbers, PARENT)
+
+
+def test_control_messages_are_kinds_of_the_envelope():
+    for control in Control:
+        assert Kind(control).name == f"RREF_{control.name}"
 
 
 def test_a_fork_notice_without_an_owner_is_refused():

@@ -44,8 +44,8 @@ _MAX: Final = (1 << 63) - 1
 class Fork(NamedTuple):
     """A fork of a reference on its way from `parent`; `seq` is its number in the channel.
 
-    In a call of a worker to itself it is no new fork, but one more handle, with the fork id of the user (the rref id, at
-    the owner).
+    In a call of a worker to itself it is no new fork, but one more handle, with the fork id of the user (at the owner:
+    the rref id).
     """
 
     rref_id: RRefId
