@@ -37,7 +37,8 @@ class Commands(click.Group):
         except ZrpcError as error:
             if os.environ.get("ZRPC_DEBUG") == "1":
                 raise
-            click.echo(f"zrpc: {type(error).__name__}: {error}", err=True)
+            message = str(error).partition("\nTraceback (most recent call last)")[0]
+            click.echo(f"zrpc: {type(error).__name__}: {message}", err=True)
             ctx.exit(exit_code_for(error))
 
 

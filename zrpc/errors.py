@@ -96,7 +96,11 @@ class ConfigError(LocalFault):
     def __init__(self, source: str, problems: Iterable[str]) -> None:
         self.source = source
         self.problems = tuple(problems)
-        super().__init__(f"{source}: " + "\n  ".join(("cannot be used:", *self.problems)))
+        if len(self.problems) == 1:
+            only = self.problems[0]
+            super().__init__(only if only.startswith(source) else f"{source}: {only}")
+        else:
+            super().__init__(f"{source}: " + "\n  ".join((f"{len(self.problems)} problems", *self.problems)))
 
 
 class KeyFileError(LocalFault):
@@ -276,7 +280,9 @@ class CallTimeout(DeadlineExceeded):
 class GroupTimeout(DeadlineExceeded):
     """A group that did not form in time; `missing` names who was not there."""
 
-    def __init__(self, what: str, waited: float, present: Iterable[str], missing: Iterable[str], short: int = 0) -> None:
+    def __init__(
+        self, what: str, waited: float, present: Iterable[str], missing: Iterable[str], short: int = 0
+    ) -> None:
         self.waited = waited
         self.present = tuple(sorted(present))
         self.missing = tuple(sorted(missing))

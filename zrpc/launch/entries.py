@@ -10,6 +10,7 @@ import json
 import os
 import select
 import sys
+import traceback
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, NoReturn
 
@@ -102,5 +103,8 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         code = main()
     except SELF_EXPLAINING as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        code = 1
+    except Exception:
+        traceback.print_exc()  # from here down: the frames of the guard above are nobody's business
         code = 1
     sys.exit(code or 0)

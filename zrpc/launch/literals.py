@@ -42,7 +42,7 @@ DTYPES: Final = frozenset(
         "double",
     ]
 )
-_WORD = re.compile(r"[A-Za-z_][\w.:/@+-]*\Z")
+_WORD = re.compile(r"(?:[A-Za-z_/~]|\.{1,2}/)[\w.:/@+-]*\Z")
 _KEYWORD = re.compile(r"([A-Za-z_]\w*)=(?!=)(.*)\Z", re.DOTALL)
 
 
