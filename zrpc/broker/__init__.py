@@ -1,0 +1,1 @@
+"""The broker, and how members and tools speak with it."""

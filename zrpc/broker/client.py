@@ -1,9 +1,10 @@
 """A member's connection to the broker: it joins, then is driven by whoever receives for the process.
 
-One rule: the session decides under the lock, and everything it decided is done outside it; this object starts no thread.
+One rule: the session decides under the lock, and everything it decided is done outside it; no thread is started here.
 
-After `join`, the driver receives from `link` and from `watch` (which tells of lost and new connections), hands over what
-came with `on_frames` or `on_readable`, calls `on_timer` at `next_deadline()`, and acts on the news that these return.
+After `join`, the driver receives from `link` and from `watch` (which tells of lost and new connections), hands over
+what came with `on_frames` and `on_link_event` (or calls `on_readable`, which receives itself), calls `on_timer` at
+`next_deadline()`, and acts on the news that these return.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ from zrpc.wire.messages import TO_MEMBER, GroupProgress, Hello, Member, Welcome,
 
 CLIENT_LIMITS: Final = Limits(message_bytes=64 * MIB, header_bytes=64 * 1024, buffers=0, code_bytes=0)
 DENIED_PATIENCE: Final = 2.0
-"""Seconds of denied handshakes after which joining gives up: a wrong key does not become right by waiting, while a broker
-that ends in the middle of a handshake looks the same for a moment."""
+"""Seconds of denied handshakes after which joining gives up: a wrong key does not become right by waiting, while a
+broker that ends in the middle of a handshake looks the same for a moment."""
 
 WHY_SILENT: Final[Mapping[str, str]] = {
     "": "no answer",
@@ -91,8 +92,8 @@ class BrokerClient:
     """One process's membership. `hello` says who it is; its nonce must be random.
 
     `statistics` is asked for the numbers of each beat. `wake` is called, from any thread, when the driver must call
-    `on_timer` soon although nothing became readable. Look-ups in `members_by_name` and `members_by_id` are safe from any
-    thread; take `members()` to go through all.
+    `on_timer` soon although nothing became readable. Look-ups in `members_by_name` and `members_by_id` are safe from
+    any thread; take `members()` to go through all.
     """
 
     def __init__(
@@ -343,7 +344,7 @@ class BrokerClient:
         self._command(Report(dict(statistics)))
 
     def begin_shutdown(self, counts: Callable[[], Counts]) -> None:
-        """Ask to end together with the static group. `Released` comes when everybody may go; a dynamic member may at once.
+        """Ask to end together with the static group. `Released` is the news when all may go; others hear it at once.
 
         `counts` is asked again and again until then; call `report_counts` when calls have just ended, to be quicker.
         Raises `InvalidTransition` when this process is not a member.

@@ -2,8 +2,8 @@
 
 One rule: nothing that a peer sends ends the thread. What cannot be read is counted, logged now and then, and forgotten.
 
-A message of another protocol version is answered with a REFUSED of this version: its preamble, which every version reads,
-tells the peer the version that the broker speaks.
+A message of another protocol version is answered with a REFUSED of this version: its preamble, which every version
+reads, tells the peer the version that the broker speaks.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Descriptor:
 class BrokerServer:
     """A broker for one cluster. `address` is where members connect to; port 0 there chooses one, known after `start`.
 
-    `on_event` is called in the broker's thread with each `MemberUp`, `MemberGone` and `StopRequested`; it must be quick.
+    `on_event` is called in the broker's thread with each `MemberUp`, `MemberGone` and `StopRequested`; be quick there.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class BrokerServer:
             return [record.member() for record in self._registry.book.living()]
 
     def status(self) -> dict[str, Any]:
-        """Members with their statistics, the broker's address, uptime (s), refused peers, unreadable frames, traffic."""
+        """Members with their statistics; the broker's address, uptime (s), refusals, unreadable frames, traffic."""
         with self._lock:
             return self._status(self._clock())
 

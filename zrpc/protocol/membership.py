@@ -45,7 +45,8 @@ INCARNATION_SHIFT: Final = 12
 """An incarnation is the milliseconds of the broker's start and a counter: 4,096 for each millisecond that it runs, so
 that a broker restarted later begins above."""
 _LIFE_ZERO: Final = 1_577_836_800
-"""2020-01-01: lives that a restarted broker gives count from here, in seconds; 31 bits last until 2088."""
+"""2020-01-01: lives that a restarted broker gives begin at the seconds since then (31 bits, half of them: until 2054).
+So a broker is not to be restarted twice within a second, nor a name more often than once a second, all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,9 @@ class RegistryOptions:
     """Changes of the membership are collected for this long."""
     progress_interval: float = 1.0
     """How often waiting members are told who is missing."""
+    is_successor: bool = False
+    """This cluster has had a broker before: names that this one does not know may have lived, so their lives begin at a
+    number that no earlier broker gave. Found out without being told as soon as a member of the earlier one returns."""
     max_members: int = 65_535
     """More living members are refused."""
     max_remembered: int = 65_535
@@ -161,7 +165,9 @@ class Book:
         self.epoch = epoch_ms << INCARNATION_SHIFT
         self._options = options
         self._last_incarnation = self.epoch
-        self._first_life = 0
+        seconds = epoch_ms // 1000 - _LIFE_ZERO
+        self._later_life = min(MAX_LIFE // 2, max(1, seconds))
+        self._first_life = self._later_life if options.is_successor else 0
         self._next_id = 0
         self._forgotten: set[int] = set()
         self._dead: dict[str, None] = {}
@@ -230,8 +236,7 @@ class Book:
         """
         self._last_incarnation = max(self._last_incarnation, incarnation)
         if incarnation < self.epoch:
-            seconds = (self.epoch >> INCARNATION_SHIFT) // 1000 - _LIFE_ZERO
-            self._first_life = min(MAX_LIFE // 2, max(1, seconds))
+            self._first_life = self._later_life
 
     def connect(self, record: Record, route: bytes, now: float) -> None:
         """The record's member is reached along `route` from now on."""

@@ -4,8 +4,9 @@ One rule: no step costs more than the number of members, and what everyone is to
 encoded once.
 
 A worker is known by its name and incarnation, not by its connection: a message from a known life on a new connection
-moves the life there. One from a life that is not known is answered with CHALLENGE: its sender says HELLO with what it is, and
-so a restarted broker learns its members. A life that is known to be over is fenced: REFUSED with `StaleIncarnation`.
+moves the life there. One from a life that is not known is answered with CHALLENGE: its sender says HELLO with what it
+is, and so a restarted broker learns its members. A life that is known to be over is fenced: REFUSED with
+`StaleIncarnation`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Membership as one member sees it: joining, the beats, who is up, the common end.
 
-One rule: the broker's word is taken only about lives: a member is up or gone with its incarnation, so what arrives
-late, twice or out of order changes nothing that is newer.
+One rule: what the broker says is about lives (a member is up or gone with its incarnation) and is numbered, so what
+arrives late, twice or out of order changes nothing that is newer.
 
     state     event            next state
     --------  ---------------  ------------------------------------------------------------
@@ -353,11 +353,13 @@ class Session:
     def _take_up(self, member: Member) -> list[Effect]:
         self._unconfirmed.pop(member.id, None)
         known = self.members_by_id.get(member.id)
-        if known is not None and known.incarnation >= member.incarnation:
+        if known is not None and known.incarnation == member.incarnation:
             return []
         effects: list[Effect] = []
         if known is not None:
-            effects += self._take_gone(known.id, known.incarnation, "its name has a new life")
+            # Mostly by a newer life. By an older one when the broker restarted, the newer ended meanwhile and the older,
+            # which had been declared dead, returned: the broker takes it back, as nobody has the name.
+            effects += self._take_gone(known.id, known.incarnation, "its name has another life")
         self.members[member.name] = self.members_by_id[member.id] = member
         if member.id != self.id:
             effects.append(Announce(MemberUp(member)))

@@ -59,10 +59,11 @@ class _End:
 class MemoryLink(_End):
     """A link of the fake."""
 
-    def __init__(self, network: MemoryNetwork, address: str) -> None:
+    def __init__(self, network: MemoryNetwork, address: str, watch: bool) -> None:
         super().__init__()
         self.address = address
         self.route = b"%d" % next(network.routes)
+        self._monitor = Waker() if watch else None
         self._network = network
         self._events: list[str] = ["connected"] if address in network.listeners else ["refused"]
         network.links.setdefault(address, set()).add(self)
@@ -82,14 +83,16 @@ class MemoryLink(_End):
         return item
 
     def monitor_fileno(self) -> int | None:
-        return None  # events make the link itself readable
+        return None if self._monitor is None else self._monitor.fileno()
 
     def _note(self, event: str) -> None:
         self._events.append(event)
-        if not self._closed:
-            self._waker.wake()
+        if self._monitor is not None:
+            self._monitor.wake()
 
     def events(self) -> list[str]:
+        if self._monitor is not None:
+            self._monitor.clear()
         events, self._events = self._events, []
         return events
 
@@ -103,6 +106,8 @@ class MemoryLink(_End):
             listener._lost.append(self.route)
             listener._waker.wake()
         self._waker.close()
+        if self._monitor is not None:
+            self._monitor.close()
 
 
 class MemoryListener(_End):
@@ -175,7 +180,7 @@ class MemoryTransport:
         return listener
 
     def connect(self, address: str, role: str, watch: bool = False) -> MemoryLink:
-        link = MemoryLink(self._network, address)
+        link = MemoryLink(self._network, address, watch)
         self._open.append(link)
         return link
 

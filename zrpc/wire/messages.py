@@ -190,7 +190,8 @@ class Hello(Message):
 
     `nonce` is random and tells two processes apart; the same HELLO again gets the same answer. `id` is the rank that is
     asked for, or the id that the member has; -1 for none. `world_size` not 0: a static group of that many. `wait`:
-    answer only when all names that the broker was told to expect are there. `strict`: do not mix static and dynamic members.
+    answer only when all names that the broker was told to expect are there. `strict`: do not mix static and dynamic
+    members.
     """
 
     KIND: ClassVar[Kind] = Kind.HELLO
