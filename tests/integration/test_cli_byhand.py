@@ -20,7 +20,7 @@ def zrpc(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "zrpc.cli.main", *arguments],
         cwd=tmp_path,
-        env={**environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+        env={**environ, "XDG_RUNTIME_DIR": str(tmp_path / "runtime")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -45,6 +45,7 @@ def ask(tmp_path: Path, *arguments: str) -> tuple[int, str]:
 
 
 def test_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "runtime").mkdir()
     (tmp_path / "here.py").write_text("def greet(name, times=1):\n    return f'hello {name}! ' * times\n")
     with (
         serving(tmp_path, "start workers with", "broker", "--new-key", "cluster.key", "--expect", "a,b") as broker,
@@ -62,4 +63,4 @@ def test_by_hand(tmp_path: Path) -> None:
         assert worker.wait(30) == 0
         assert broker.wait(30) == 0
     assert (tmp_path / "cluster.key").exists()
-    assert not (tmp_path / "zrpc").exists()
+    assert list((tmp_path / "runtime").iterdir()) == []

@@ -22,7 +22,9 @@ STOP_SECONDS = 5.0
 
 @contextmanager
 def launched(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "ZRPC_DEBUG": "0"}
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "ZRPC_DEBUG": "0"}
     command = [sys.executable, "-m", "zrpc.cli.main", "launch", *arguments]
     with subprocess.Popen(
         command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -55,7 +57,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, moment: str, signum: int, c
         output, _ = process.communicate(timeout=STOP_SECONDS)
         assert process.returncode == code, output
         assert psutil.wait_procs(started, timeout=0)[1] == []
-        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+        assert list((tmp_path / "runtime").iterdir()) == []
 
 
 CRASH = """
@@ -74,7 +76,7 @@ def test_a_worker_that_crashes_is_named_with_its_last_lines(tmp_path: Path) -> N
     blamed = output[output.index("wild ended with exit code 1; its last lines:") :].splitlines()
     assert "zrpc |   so far so good" in blamed
     assert "zrpc |   ValueError: and no further" in blamed
-    (kept,) = tmp_path.glob("zrpc/zrpc-*/logs")
+    (kept,) = tmp_path.glob("runtime/zrpc/zrpc-*/logs")
     assert f"logs are kept in {kept}" in output
     assert "ValueError: and no further" in (kept / "wild.log").read_text()
     assert not (kept.parent / "key").exists()

@@ -21,12 +21,15 @@ class FakeChild:
         self.on_exit = on_exit
         self.orders: list[str] = []
         self.obeys = True
+        self.has_ended = False
 
     def prints(self, data: bytes) -> None:
         os.write(self._writer, data)
 
     def ends(self, code: int) -> None:
-        self.on_exit(code)
+        if not self.has_ended:
+            self.has_ended = True
+            self.on_exit(code)
 
     def terminate(self) -> None:
         self.orders.append("terminate")
@@ -123,6 +126,16 @@ def test_a_failing_worker_is_blamed_with_its_last_lines() -> None:
     lines = scene.out.getvalue().splitlines()
     at = lines.index("zrpc | w ended with exit code 1; its last lines:")
     assert lines[at + 1 : at + 3] == ["zrpc |   Traceback", "zrpc |   ValueError: no"]
+
+
+def test_a_failing_job_is_named_without_its_last_lines() -> None:
+    def script(name: str, child: FakeChild) -> None:
+        child.prints(b"oh\n")
+        child.ends(4)
+
+    scene = Scene([JOB], script)
+    assert scene.conductor.run() == 1
+    assert scene.out.getvalue().splitlines() == ["job  | oh", "zrpc | job ended with exit code 4"]
 
 
 class _NoSpawner:

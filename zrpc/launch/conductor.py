@@ -135,7 +135,8 @@ class Conductor:
             elif isinstance(effect, Note):
                 self._printer.note(effect.text)
             elif isinstance(effect, Blame):
-                self._printer.blame(effect.name, effect.why)
+                # What the job printed last stands right above; a worker's lines may be far away.
+                self._printer.blame(effect.name, effect.why, tail=not self._plans[effect.name].charge.is_job)
             elif isinstance(effect, Finish):
                 self._code = effect.code
             elif effect.name in self._running:

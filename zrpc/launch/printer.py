@@ -118,11 +118,14 @@ class Printer:
         """A line of the launcher's own that is shown in any case."""
         self._write(self._prefix(LAUNCHER, self._paint(text, 31)) + "\n", self._live)
 
-    def blame(self, name: str, why: str) -> None:
-        """Say that a process failed, with its last lines."""
-        tail = self._streams[name].tail if name in self._streams else ()
-        self.warn(f"{name} {why}" + ("; its last lines:" if tail else ", having printed nothing"))
-        for line in tail:
+    def blame(self, name: str, why: str, *, tail: bool = True) -> None:
+        """Say that a process failed, with its last lines if `tail`."""
+        if not tail:
+            self.warn(f"{name} {why}")
+            return
+        lines = self._streams[name].tail
+        self.warn(f"{name} {why}" + ("; its last lines:" if lines else ", having printed nothing"))
+        for line in lines:
             self.warn(f"  {line}")
 
     def close(self) -> None:
