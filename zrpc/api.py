@@ -25,6 +25,7 @@ from zrpc.runtime.agent import Agent
 from zrpc.runtime.context import current_agent, find_agent, install_agent, remove_agent
 from zrpc.runtime.futures import Future
 from zrpc.runtime.identity import Identity
+from zrpc.transport.base import Transport
 from zrpc.transport.curve import Keyring, load_key_file
 from zrpc.transport.router import ZmqTransport
 from zrpc.version import __version__
@@ -100,9 +101,9 @@ def init_rpc(
         NameTaken, JoinRefused, VersionMismatch: the broker said no.
         GroupTimeout: not all were there in time; it names who was missing.
     """
-    running = find_agent()
-    if running is not None:
-        raise AlreadyInitialized(running.info.name)
+    present = find_agent()
+    if present is not None:
+        raise AlreadyInitialized(present.info.name)
     environ = os.environ
     name = check_name(environ.get("ZRPC_NAME", "") if name is None else name)
     options = options or rpc_backend_options or from_environment()
@@ -126,18 +127,18 @@ def init_rpc(
         wait=wait,
     )
     with _starting:
-        agent = _join(hello, broker, keyring, options)
-        try:
-            install_agent(agent)
-        except AlreadyInitialized:
-            agent.close("another agent was started at the same time")
-            raise
+        if find_agent() is not None:  # another thread was quicker
+            raise AlreadyInitialized(current_agent().info.name)
+        agent = join(hello, broker, ZmqTransport(keyring, "member", Limits(options.max_message_bytes)), options)
+        install_agent(agent)
         agent.start()
 
 
-def _join(hello: Hello, broker: str, keyring: Keyring | None, options: AgentOptions) -> Agent:
-    """Bind, find the broker, wait for the group. Leaves nothing behind when it fails."""
-    transport = ZmqTransport(keyring, "member", Limits(message_bytes=options.max_message_bytes))
+def join(hello: Hello, broker: str, transport: Transport, options: AgentOptions) -> Agent:
+    """Bind, find the broker, wait for the group; returns the agent, which is yet to be started.
+
+    The transport is the agent's from now on; it is closed when this fails.
+    """
     agents: list[Agent] = []
     try:
         listener = transport.listen(options.bind, "member")
@@ -291,4 +292,3 @@ def worker_statistics(worker: To | None = None, timeout: float = 10.0) -> dict[s
     if worker is None or agent.peers.find(worker).is_self:
         return agent.statistics()
     return agent.ask(worker, {"what": "statistics"}, timeout)
-

@@ -44,7 +44,7 @@ class RRef(Reference, Generic[T]):
         Raises the error of the call that should have made it, `CallTimeout`, or `RRefLost` when its owner is gone.
         `timeout` is in seconds, -1 for the default, 0 for none.
         """
-        return current_agent("RRef.to_here").fetch(self, timeout)  # type: ignore[no-any-return]
+        return self._book.fetch(self, timeout)  # type: ignore[no-any-return]
 
     def local_value(self) -> T:
         """The value itself, on its owner; waits until there is one. Raises `RRefMisuse` elsewhere."""

@@ -95,7 +95,7 @@ def test_a_long_function_loses_the_turn_and_receiving_goes_on(pool: tuple[Mailbo
 
 
 def test_no_more_than_the_limit_run_at_once(pool: tuple[Mailbox, Executor]) -> None:
-    mailbox, executor = pool
+    mailbox, _ = pool
     release = threading.Event()
     started = threading.Semaphore(0)
     lock = threading.Lock()

@@ -30,7 +30,11 @@ def test_the_secret_is_in_no_repr() -> None:
 def test_pairs_differ_by_role_cluster_and_secret_and_by_nothing_else() -> None:
     a, b = Keyring("c", b"1" * 32), Keyring("c", b"1" * 32)
     assert a.pair("member") == b.pair("member")
-    others = {a.pair("broker").public, Keyring("d", b"1" * 32).pair("member").public, Keyring("c", b"2" * 32).pair("member").public}
+    others = {
+        a.pair("broker").public,
+        Keyring("d", b"1" * 32).pair("member").public,
+        Keyring("c", b"2" * 32).pair("member").public,
+    }
     assert len(others | {a.pair("member").public}) == 4
 
 

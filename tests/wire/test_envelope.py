@@ -175,7 +175,9 @@ def test_bytes_left_over_are_refused() -> None:
         (Limits(header_bytes=20), Envelope(Kind.CALL, 1, function="f" * 100)),
     ],
 )
-def test_a_message_over_a_limit_is_refused_by_the_sender_and_by_the_receiver(limits: Limits, envelope: Envelope) -> None:
+def test_a_message_over_a_limit_is_refused_by_the_sender_and_by_the_receiver(
+    limits: Limits, envelope: Envelope
+) -> None:
     with pytest.raises(LimitExceeded):
         pack(envelope, limits)
     frames = pack(envelope)

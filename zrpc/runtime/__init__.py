@@ -1,0 +1,1 @@
+"""Threads live here: the agent and its parts."""

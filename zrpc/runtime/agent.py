@@ -19,7 +19,16 @@ from typing import Any
 import psutil
 
 from zrpc.clock import Clock, earliest, monotonic
-from zrpc.errors import CallTimeout, FrameError, RRefLost, StaleIncarnation, Unavailable, WorkerLost, ZrpcError
+from zrpc.errors import (
+    CallTimeout,
+    FrameError,
+    ProtocolFault,
+    RRefLost,
+    StaleIncarnation,
+    Unavailable,
+    WorkerLost,
+    ZrpcError,
+)
 from zrpc.ids import ForkId, GloballyUniqueId, LocalIds, RRefId, WorkerInfo
 from zrpc.options import AgentOptions
 from zrpc.protocol.effects import (
@@ -34,8 +43,10 @@ from zrpc.protocol.effects import (
     Released,
     StopRequested,
 )
+from zrpc.protocol.rrefs import Peer as Life
 from zrpc.runtime.callee import Asker, Callee
 from zrpc.runtime.caller import Caller
+from zrpc.runtime.context import running
 from zrpc.runtime.directory import ClusterClient, MemberDirectory
 from zrpc.runtime.executor import Executor
 from zrpc.runtime.futures import Future, complete
@@ -43,13 +54,12 @@ from zrpc.runtime.identity import Identity
 from zrpc.runtime.inspection import Inspection, read_map, write_map
 from zrpc.runtime.peers import Address, LoopbackPeer, PeerBook
 from zrpc.runtime.receiver import Receiver, Source
-from zrpc.protocol.rrefs import Peer as Life
 from zrpc.runtime.references import Reference, References
 from zrpc.runtime.values import Values
-from zrpc.serialization.pickler import Hooks
 from zrpc.serialization.codestore import CodeStore
+from zrpc.serialization.pickler import Hooks
 from zrpc.telemetry.metrics import CallMeter
-from zrpc.transport.base import Frames, Listener, Received, RouteGone, Transport
+from zrpc.transport.base import Frames, Listener, Received, Transport
 from zrpc.wire.envelope import Codec, Envelope, Kind, pack, unpack
 from zrpc.wire.limits import Limits
 from zrpc.wire.messages import Member
@@ -134,7 +144,9 @@ class Agent:
         self._limits = limits
         self.meter = CallMeter()
         self.receiver = Receiver(clock)
-        self.executor = Executor(self.receiver.run, options.num_worker_threads, f"zrpc-{identity.info.name}", clock)
+        self.executor = Executor(
+            self.receiver.run, options.num_worker_threads, f"zrpc-{identity.info.name}", clock, self._prepare_thread
+        )
         self.receiver.executor = self.executor
         self.client = client
         self.directory = MemberDirectory(client)
@@ -143,13 +155,11 @@ class Agent:
         self.peers.add_self(LoopbackPeer(self.peers, me, self._deliver_to_self))
         ids = LocalIds(identity.info.id, identity.life)
         self.references = References(
-            identity, ids, self.peers, self.receiver, lambda: self.caller.rpc_timeout, clock
+            identity, ids, self.peers, self.receiver, lambda: self.caller.rpc_timeout, self.fetch, clock
         )
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
-        self.caller = Caller(
-            identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock
-        )
+        self.caller = Caller(identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock)
         self.callee = Callee(
             identity, self.values, self.code, self.references, self.executor, self.meter, limits, clock
         )
@@ -172,6 +182,9 @@ class Agent:
         for timer in (self.caller, self.references, self):
             self.receiver.add_timer(timer)
         self.executor.start()
+
+    def _prepare_thread(self) -> None:
+        running.agent = self
 
     def next_deadline(self) -> float | None:
         """When the broker's client wants to be called."""
@@ -199,6 +212,13 @@ class Agent:
     def close(self, why: str) -> None:
         """Leave the cluster and end everything; pending calls fail with `why`."""
         self.client.leave(why)
+        self._end(why)
+
+    def abandon(self) -> None:
+        """End without a word to anybody, as a killed process does. For tests."""
+        self._end("it was killed")
+
+    def _end(self, why: str) -> None:
         self.executor.stop(0.0)  # says that it stops; the threads end below
         self.receiver.wake()
         self.caller.close(why)
@@ -251,7 +271,9 @@ class Agent:
         self.references.check_usable(reference)
         peer = self.peers.find_life(reference.owner_life)
         if peer is None:
-            raise RRefLost(str(reference.rref_id), self.references.info_of(reference.owner_id).name, "it cannot be reached")
+            raise RRefLost(
+                str(reference.rref_id), self.references.info_of(reference.owner_id).name, "it cannot be reached"
+            )
         assert reference.fork_id is not None
         numbers = (*reference.rref_id, *reference.fork_id, 0, 0, 0, 0)
         what = f"fetching the value of {reference.rref_id}"
@@ -290,7 +312,10 @@ class Agent:
         elif kind == Kind.RREF_FETCH:
             self._on_fetch(asker, envelope)
         elif kind in _CONTROL:
-            self.references.on_control(envelope)
+            try:
+                self.references.on_control(envelope)
+            except ProtocolFault as error:
+                self._refuse("against the reference protocol", error)
         elif kind == Kind.INSPECT:
             self._on_inspect(asker, envelope)
         else:
@@ -388,8 +413,8 @@ class Agent:
 
     def _counts(self) -> Counts:
         counts = self.meter.counts()
-        running = self.executor.statistics()
-        active = self.caller.pending() + running.running + running.blocked + running.queued
+        pool = self.executor.statistics()
+        active = self.caller.pending() + pool.running + pool.blocked + pool.queued
         return Counts(counts.calls_made, counts.calls_served, active)
 
     # ------------------------------------------------------------------------------------ about itself
@@ -397,16 +422,16 @@ class Agent:
     def beat_statistics(self) -> dict[str, int | float]:
         """What the broker is told with each beat."""
         counts = self.meter.counts()
-        running = self.executor.statistics()
+        pool = self.executor.statistics()
         return {
             "calls_served": counts.calls_served,
             "calls_made": counts.calls_made,
             "calls_failed": counts.calls_failed,
             "bytes_in": counts.bytes_in,
             "bytes_out": counts.bytes_out,
-            "busy_seconds": running.busy_seconds,
-            "active": running.running,
-            "queued": running.queued,
+            "busy_seconds": pool.busy_seconds,
+            "active": pool.running,
+            "queued": pool.queued,
             "memory_bytes": self._process.memory_info().rss,
             "uptime_seconds": self._clock() - self._started,
         }
@@ -414,14 +439,14 @@ class Agent:
     def statistics(self) -> dict[str, Any]:
         """Counters and gauges of this worker, plain values."""
         refs = self.references.statistics()
-        running = self.executor.statistics()
+        pool = self.executor.statistics()
         return {
             **self.beat_statistics(),
             "name": self.info.name,
             "id": self.info.id,
             "pid": self._process.pid,
-            "threads": running.threads,
-            "turns_taken": running.turns_taken,
+            "threads": pool.threads,
+            "turns_taken": pool.turns_taken,
             "pending_calls": self.caller.pending(),
             "owner_rrefs": refs.num_owner_rrefs,
             "user_rrefs": refs.num_users,

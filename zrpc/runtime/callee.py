@@ -25,8 +25,8 @@ from zrpc.runtime.executor import Executor
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.references import Reference, References
 from zrpc.runtime.values import Values
-from zrpc.serialization.failures import encode_failure
 from zrpc.serialization.codestore import CodeStore
+from zrpc.serialization.failures import encode_failure
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack
 from zrpc.wire.limits import Limits
@@ -195,7 +195,9 @@ class Callee:
         else:
             self._run(task, func, args, kwargs)
             return
-        missing = [a for a in args if isinstance(a, Reference) and a.is_owner() and not self._references.is_ready(a.rref_id)]
+        missing = [
+            a for a in args if isinstance(a, Reference) and a.is_owner() and not self._references.is_ready(a.rref_id)
+        ]
         if missing:
 
             def go_on(_value: Any, _error: BaseException | None) -> None:
@@ -289,9 +291,7 @@ class Callee:
 
     def _reply(self, envelope: Envelope, kind: Kind) -> Envelope:
         identity = self._identity
-        return Envelope(
-            kind, envelope.message_id, identity.info.id, identity.incarnation, envelope.sender_incarnation
-        )
+        return Envelope(kind, envelope.message_id, identity.info.id, identity.incarnation, envelope.sender_incarnation)
 
     def _send(self, asker: Asker, request: Envelope, reply: Envelope, frames: Any, size: int) -> None:
         if request.kind == Kind.CALL:
@@ -299,7 +299,9 @@ class Callee:
         try:
             asker.answer(frames)
         except Unavailable:
-            self._values.take_back(reply, (request.sender, request.sender_incarnation))  # the caller is gone, and its error with it
+            self._values.take_back(
+                reply, (request.sender, request.sender_incarnation)
+            )  # the caller is gone, and its error with it
 
 
 def _not_a_future(task: Task, value: Any) -> str:
@@ -324,5 +326,3 @@ def import_function(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise UnknownFunction(f"{name!r} is a {type(found).__name__} on this worker, not a function")
     return found  # type: ignore[no-any-return]
-
-

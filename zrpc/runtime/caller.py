@@ -244,6 +244,7 @@ class Caller:
                 raise CallTimeout(peer.info.name, target.name, timeout)
             peer.return_lane(lane)
         self._meter.answered(reply.nbytes())
+        self._values.delivered(envelope, peer.key)
         return reply
 
     def _begin(self, call: PendingCall) -> None:
@@ -295,6 +296,7 @@ class Caller:
             self._values.drop(envelope)  # it came too late; the references in it must still be let go
             return
         self._meter.answered(envelope.nbytes())
+        self._values.delivered(call.envelope, call.peer.key)
         try:
             if envelope.kind == Kind.ANSWER:
                 value = read_map(envelope)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Running(threading.local):
     """What this thread does for a call, while it does."""
 
+    agent: Agent | None = None
+    """The agent whose pool this thread belongs to; None on the user's own threads."""
     deadline: float | None = None
     """Deadline of the call whose function runs here: calls that it makes inherit what is left."""
     destination: tuple[int, int] | None = None
@@ -36,8 +38,8 @@ _agent: Agent | None = None
 
 
 def current_agent(what: str = "") -> Agent:
-    """The process's agent. Raises `NotInitialized` when there is none."""
-    agent = _agent
+    """The agent of the pool that this thread belongs to, else the process's. Raises `NotInitialized` without one."""
+    agent = running.agent or _agent
     if agent is None:
         raise NotInitialized(what)
     return agent
@@ -45,7 +47,7 @@ def current_agent(what: str = "") -> Agent:
 
 def find_agent() -> Agent | None:
     """The process's agent, None when there is none."""
-    return _agent
+    return running.agent or _agent
 
 
 def install_agent(agent: Agent) -> None:

@@ -61,10 +61,19 @@ class Executor:
 
     `receive(turn)` is called by the thread that gets the turn; it must return soon after `holds(turn)` is False.
     `limit` bounds the user functions that run at once, not counting those that wait for calls of their own.
+    `prepare` is called first on each new thread.
     """
 
-    def __init__(self, receive: Callable[[int], None], limit: int, name: str, clock: Clock = monotonic) -> None:
+    def __init__(
+        self,
+        receive: Callable[[int], None],
+        limit: int,
+        name: str,
+        clock: Clock = monotonic,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         self._receive = receive
+        self._prepare = prepare
         self._limit = limit
         self._name = name
         self._clock = clock
@@ -152,7 +161,7 @@ class Executor:
             self.submit(job, key)
             return
         with self._lock:
-            if self._running >= self._limit:
+            if self._running >= self._limit or self._jobs:  # nobody overtakes those that wait
                 self._queue(job, key)
                 return
             self._running += 1
@@ -225,6 +234,8 @@ class Executor:
     def _live(self) -> None:
         _local.executor = self
         _local.runs_job = 0
+        if self._prepare is not None:
+            self._prepare()
         try:
             while True:
                 found = self._find_work()

@@ -61,7 +61,13 @@ class Lane:
         self._limits = limits
 
     def exchange(
-        self, frames: Frames, message_id: int, deadline: float | None, peer: Peer, late: Handler, clock: Clock = monotonic
+        self,
+        frames: Frames,
+        message_id: int,
+        deadline: float | None,
+        peer: Peer,
+        late: Handler,
+        clock: Clock = monotonic,
     ) -> Envelope | None:
         """Send, and wait for the reply to `message_id`; None when the deadline passed first.
 

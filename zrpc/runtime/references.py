@@ -40,6 +40,10 @@ from zrpc.wire.envelope import Codec, Envelope, Kind, pack
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN_PATIENCE = 10.0
+"""Seconds after which a worker that the broker has not announced is taken for lost: several times the retry of a control
+message, and far longer than an announcement takes."""
+
 Waiter = Callable[[Any, BaseException | None], None]
 
 
@@ -111,10 +115,12 @@ class References:
         peers: PeerBook,
         receiver: Receiver,
         default_timeout: Callable[[], float],
+        fetch: Callable[[Reference, float], Any],
         clock: Clock = monotonic,
     ) -> None:
         self.identity = identity
         self.default_timeout = default_timeout
+        self.fetch = fetch
         self._me = Life(identity.info.id, identity.incarnation)
         self._peers = peers
         self._receiver = receiver
@@ -124,6 +130,8 @@ class References:
         self._table = RRefTable(identity.info.id, ids, identity.incarnation)
         self._values: dict[RRefId, OwnedValue] = {}
         self._creation_errors: dict[ForkId, BaseException] = {}
+        self._held: set[ForkId] = set()  # made here, and still held by a handle: only those have an error to tell
+        self._unreachable: dict[Life, float] = {}
         self._names: dict[int, WorkerInfo] = {identity.info.id: identity.info}
         # Finalizers run at any moment, even while this thread holds the lock: they only put their handle here.
         self._dropped: deque[tuple[RRefId, ForkId | None]] = deque()
@@ -150,6 +158,7 @@ class References:
         """A reference to a value that a call to `owner` will make."""
         with self._lock:
             fork = self._table.create_user(Life(*owner), expires)
+            self._held.add(fork.fork_id)
         self._receiver.expect(self.next_deadline())
         return fork
 
@@ -160,8 +169,9 @@ class References:
             if error is None:
                 effects = self._table.user_confirmed(fork.fork_id, now)
             else:
-                self._creation_errors[fork.fork_id] = error
                 effects = self._table.creation_failed(fork.fork_id, now)
+                if fork.fork_id in self._held:
+                    self._creation_errors[fork.fork_id] = error
             sends = self._apply(effects)
         self._perform(sends)
 
@@ -318,6 +328,16 @@ class References:
             sends = self._apply(effects)
         self._perform(sends)
 
+    def delivered(self, forks: Sequence[int], to: WorkerKey) -> None:
+        """A message with these forks was read, or refused, by its receiver: its reply has come."""
+        now = self._clock()
+        with self._lock:
+            effects: Effects = []
+            for fork in forks_from_numbers(forks, self._me):
+                effects += self._table.fork_delivered(fork, Life(*to), now)
+            sends = self._apply(effects)
+        self._perform(sends)
+
     def let_go(self, forks: Sequence[int], sender: WorkerKey) -> None:
         """A message with these forks is not read."""
         now = self._clock()
@@ -372,6 +392,7 @@ class References:
             while self._dropped:
                 rref_id, fork_id = self._dropped.popleft()
                 if fork_id is not None:
+                    self._held.discard(fork_id)
                     self._creation_errors.pop(fork_id, None)
                 effects += self._table.handle_dropped(rref_id, fork_id, now)
             effects += self._table.timer_fired(now)
@@ -440,16 +461,28 @@ class References:
         owner = message.owner or (0, 0)
         self._send(
             effect.to,
-            Envelope(
-                int(message.kind), 0, rref=(*message.rref_id, *message.fork_id, effect.seq, effect.floor, *owner)
-            ),
+            Envelope(int(message.kind), 0, rref=(*message.rref_id, *message.fork_id, effect.seq, effect.floor, *owner)),
         )
+
+    def _note_unreachable(self, to: Life) -> None:
+        """Nobody of that id and incarnation is in the cluster, as far as is known here: it has not been announced yet,
+        or it was lost before this worker came. After a while it is the latter."""
+        now = self._clock()
+        since = self._unreachable.setdefault(to, now)
+        if now - since > UNKNOWN_PATIENCE:
+            del self._unreachable[to]
+            with self._lock:
+                sends = self._apply(self._table.peer_lost(to, 0, "it is not in the cluster", now))
+            self._perform(sends)
 
     def _send(self, to: Life, envelope: Envelope) -> None:
         """Send a control message, if its receiver can be reached: if not, it will be sent again until it can."""
         peer = self._peers.find_life(to)
         if peer is None:
+            self._note_unreachable(to)
             return
+        if self._unreachable:
+            self._unreachable.pop(to, None)
         envelope.sender, envelope.sender_incarnation = self._me
         envelope.receiver_incarnation = to.incarnation
         try:

@@ -28,6 +28,9 @@ class ForkBook(Protocol):
     def take_back(self, forks: Sequence[int], to: WorkerKey) -> None:
         """They were made for a message to `to` that was not sent."""
 
+    def delivered(self, forks: Sequence[int], to: WorkerKey) -> None:
+        """They were made for a message to `to`, which has been answered."""
+
     def let_go(self, forks: Sequence[int], sender: WorkerKey) -> None:
         """They came in a message that is not going to be read."""
 
@@ -55,7 +58,9 @@ class Values:
         envelope.function = target.name
         if target.script is not None:
             envelope.code = target.script.hash
-            value: Any = target.script.bind(tuple(args), kwargs, lambda v: isinstance(v, Reference) and v.owner_life == to)
+            value: Any = target.script.bind(
+                tuple(args), kwargs, lambda v: isinstance(v, Reference) and v.owner_life == to
+            )
         elif target.codec is Codec.BUILTIN:
             value = (tuple(args), dict(kwargs))
         else:
@@ -93,7 +98,10 @@ class Values:
     # ------------------------------------------------------------------------------------ values
 
     def write(self, envelope: Envelope, codec: Codec, value: Any, to: WorkerKey, expires: float | None) -> None:
-        """Put a value into an envelope for worker `to`, of use until `expires`. Raises `EncodeError`; no fork is left then."""
+        """Put a value into an envelope for worker `to`, of use until `expires`.
+
+        Raises `EncodeError`; no fork is left then.
+        """
         saved = running.destination, running.forks, running.expires
         forks: list[int] = []
         running.destination, running.forks, running.expires = to, forks, expires
@@ -135,6 +143,13 @@ class Values:
         forks = forks_of(envelope)
         if forks:
             self._forks.take_back(forks, to)
+
+    def delivered(self, envelope: Envelope, to: WorkerKey) -> None:
+        """The envelope was answered by its receiver."""
+        if envelope.extra is not None:
+            forks = forks_of(envelope)
+            if forks:
+                self._forks.delivered(forks, to)
 
     def drop(self, envelope: Envelope) -> None:
         """The envelope will not be read."""

@@ -1,0 +1,1 @@
+"""How frames travel: ZeroMQ, and its fake in one process."""

@@ -1,0 +1,1 @@
+"""Bytes to values and back: the envelope, the control messages, their limits."""

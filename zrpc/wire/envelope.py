@@ -356,7 +356,7 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
         raise _fail("bytes are left over")
     rref = fields[10]
     autograd = fields[11]
-    envelope = Envelope(
+    return Envelope(
         fields[0],
         fields[1],
         fields[2],
@@ -373,7 +373,6 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
         fields[12],
         fields[13],
     )
-    return envelope
 
 
 def _take_buffers(
