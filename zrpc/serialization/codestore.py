@@ -7,7 +7,6 @@ bytes; the least recently used goes first, and comes again with the next call th
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 from torch.jit._builtins import _find_builtin
 
 from zrpc.errors import CodeRefused, FrameError, LimitExceeded, LocalFault, UnknownFunction
-from zrpc.serialization.archives import content_hash, method_hash
+from zrpc.serialization.archives import canonical, load_archive, method_hash
 from zrpc.serialization.script import describe, find_scripted
 from zrpc.serialization.values import archive_bytes
 from zrpc.wire.limits import DEFAULT_LIMITS, MIB
@@ -61,7 +60,7 @@ def _builtin_of(name: str) -> str | None:
         found = getattr(found, "__dict__", {}).get(part)
     if found is None or isinstance(found, type(torch)):
         return None
-    builtin: str | None = _find_builtin(found)
+    builtin: str | None = _find_builtin(found)  # type: ignore[no-untyped-call]
     return builtin
 
 
@@ -150,7 +149,8 @@ class CodeStore:
         if own is not None and describe(own).hash == hash:
             with self._lock:
                 self._own[hash] = own
-            return own
+            found_own: Function = own
+            return found_own
         return None
 
     def check_accepts(self, name: str) -> None:
@@ -158,7 +158,7 @@ class CodeStore:
         if not self._accept:
             raise CodeRefused(
                 f"this worker does not take code from its callers, and has no function {name!r} of the content that "
-                "the call names. Start it with the function (register_script), from the same source and version of torch."
+                "the call names. Start it with the function (register_script), from the same source and torch."
             )
 
     # ------------------------------------------------------------------------------------------ brought
@@ -171,20 +171,20 @@ class CodeStore:
         self.check_accepts(name)
         if len(archive) > self._code_bytes:
             raise LimitExceeded("the code of a TorchScript function", len(archive), self._code_bytes)
-        content = content_hash(archive, self._code_bytes)
+        content, packed = canonical(archive, self._code_bytes)
         method = name.rpartition(".")[2]
         if hash not in (content, method_hash(method, content)):
             raise FrameError(f"the code that came for {name} is not what its hash names")
         try:
-            module = torch.jit.load(io.BytesIO(archive), map_location="cpu")
+            module = load_archive(packed)
         except Exception as error:
             raise FrameError(f"the code that came for {name} cannot be loaded: {str(error)[:500]}") from error
         is_function = hash == content
         wanted = "forward" if is_function else method
-        if not module._c._has_method(wanted):
+        if not module._has_method(wanted):
             raise UnknownFunction(f"the code that came for {name} has no method {wanted!r}")
-        func: Function = module._c._get_method("forward") if is_function else _MethodByValue(method, hash)
-        self._keep(hash, func, len(archive))
+        func: Function = module._get_method("forward") if is_function else _MethodByValue(method, hash)
+        self._keep(hash, func, len(packed))
         return func
 
     def _keep(self, hash: bytes, func: Function, size: int) -> None:
@@ -209,10 +209,11 @@ class _MethodByValue:
         self._hash = hash
 
     def __call__(self, archive: Any, *args: Any) -> Any:
-        file = archive_bytes(archive)
-        if method_hash(self._method, content_hash(file.getvalue())) != self._hash:
+        saved = archive_bytes(archive)
+        content, packed = canonical(saved, DEFAULT_LIMITS.message_bytes)
+        if method_hash(self._method, content) != self._hash:
             raise CodeRefused(
                 f"the module that came with a call of its method {self._method!r} has other code than it says"
             )
-        module = torch.jit.load(file, map_location="cpu")
-        return module._c._get_method(self._method)(*args)
+        module = load_archive(packed)
+        return module._get_method(self._method)(*args)

@@ -65,7 +65,7 @@ DTYPES: Final[dict[int, torch.dtype]] = {
 }
 DTYPE_NUMBERS: Final[dict[torch.dtype, int]] = {dtype: number for number, dtype in DTYPES.items()}
 
-NUMPY_DTYPES: Final[dict[int, np.dtype]] = {  # type: ignore[type-arg]
+NUMPY_DTYPES: Final[dict[int, np.dtype]] = {
     _DTYPE_NUMBERS[name]: np.dtype(name)
     for name in (
         "float32",

@@ -29,6 +29,8 @@ _MAX_NAME: Final = 1024
 _MAX_FIELDS: Final = 32
 _MAX_ITEMS: Final = 1024
 _MAX_BODY: Final = 4 * (MAX_TEXT * (_MAX_FIELDS + 1) + MAX_TRACEBACK)
+_HEAP_TYPE: Final = 1 << 9
+"""Py_TPFLAGS_HEAPTYPE: a class made by a class statement."""
 _CUT: Final = "\n... (cut) ...\n"
 
 
@@ -159,7 +161,10 @@ def _find_type(module: str, qualified_name: str) -> type[Exception] | None:
 
 def _own(cls: type[ZrpcError], text: str, fields: dict[str, Any]) -> ZrpcError:
     """One of zrpc's errors as it was. Its __init__ makes the text from other things, so it is passed over."""
-    error = cls.__new__(cls)
+    base: Any = cls
+    while base.__flags__ & _HEAP_TYPE:  # to the built-in class that decides what its instances look like
+        base = base.__base__
+    error: ZrpcError = base.__new__(cls)
     error.args = (text,)
     for name, value in fields.items():
         if name.isidentifier() and not name.startswith("_"):

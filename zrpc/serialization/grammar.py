@@ -5,10 +5,10 @@ for pickles from outside: BUILD changes objects and classes that exist already, 
 allocate gigabytes, EXT reaches a table that other code fills. None of these is in the grammar, which needs no more than
 the stack operations for numbers, texts, tuples, lists, dicts, names and calls.
 
-The check is a regular expression, because that is the one way to look at every opcode in C: 1 to 2 us for a short call,
-where `pickletools.genops` takes 100. Every opcode starts with a byte of its own, so the expression never has two ways
-to go on, and its time is linear. Texts longer than 255 bytes have lengths that an expression cannot count; the loop below
-steps over them.
+The check is a regular expression, because that is the one way to look at every opcode in C: 1 to 2 us for a short
+call, where `pickletools.genops` takes 100. Every opcode starts with a byte of its own, so the expression never has two
+ways to go on, and its time is linear. Texts longer than 255 bytes have lengths that an expression cannot count; the
+loop below steps over them.
 
     opcodes read    PROTO 5 first, FRAME, MEMOIZE, BINGET, LONG_BINGET, STOP last
                     NONE, NEWTRUE, NEWFALSE, BININT, BININT1, BININT2, LONG1, BINFLOAT
@@ -41,6 +41,10 @@ _OPCODES: Final = re.compile(
 _ONLY_PROTOCOL: Final = b"\x80\x05"
 _BINUNICODE: Final = 0x58
 _STOP: Final = 0x2E
+_BY_BYTE: Final = {opcode.code: opcode for opcode in pickletools.opcodes}
+_READABLE: Final = frozenset(
+    ("BININT", "BININT1", "BININT2", "BINFLOAT", "SHORT_BINUNICODE", "LONG1", "FRAME", "BINGET")
+)
 
 
 def check_body(body: bytes, start: int = 0) -> None:
@@ -60,7 +64,9 @@ def check_body(body: bytes, start: int = 0) -> None:
             if position + 1 != end:
                 raise FrameError(f"{end - position - 1} bytes follow the pickle in the body")
             return
-        if opcode == _BINUNICODE and position + 5 <= end:
+        if opcode == _BINUNICODE:
+            if position + 5 > end:
+                raise FrameError("the body ends before its pickle does")
             position += 5 + int.from_bytes(body[position + 1 : position + 5], "little")
             if position > end:
                 raise FrameError("a text in the body is longer than the body")
@@ -69,12 +75,7 @@ def check_body(body: bytes, start: int = 0) -> None:
 
 
 def _refusal(body: bytes, position: int) -> DecodeRefused | FrameError:
-    opcode = pickletools.code2op.get(chr(body[position]))
+    opcode = _BY_BYTE.get(chr(body[position]))
     if opcode is None or opcode.name in _READABLE:
         return FrameError(f"the body is not a whole pickle: byte {body[position]:#x} at {position}")
     return DecodeRefused(f"the pickle opcode {opcode.name}", "TorchScript")
-
-
-_READABLE: Final = frozenset(
-    ("BININT", "BININT1", "BININT2", "BINFLOAT", "SHORT_BINUNICODE", "LONG1", "FRAME", "BINGET")
-)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import types
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -48,22 +49,21 @@ def find_in_main(qualified_name: str) -> Any:
     return found
 
 
-def main_object(qualified_name: str, digest: str | None, by_value: Any) -> Any:
-    """What arrives: this process's own object if it runs the same script, else the one that travelled."""
-    if digest is not None and digest == main_digest():
-        found = find_in_main(qualified_name)
-        if found is not None:
-            return found
-    return by_value
+def _own_object(qualified_name: str, digest: str | None) -> Any:
+    return find_in_main(qualified_name) if digest is not None and digest == main_digest() else None
 
 
-class _ByValue:
-    """Stands for a function or class whose value is to be pickled, whatever its name."""
+def main_object(qualified_name: str, digest: str | None, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What arrives: this process's own object if it runs the same script, else a new one, still without its state."""
+    own = _own_object(qualified_name, digest)
+    return make(*arguments) if own is None else own
 
-    __slots__ = ("thing",)
 
-    def __init__(self, thing: Any) -> None:
-        self.thing = thing
+def main_state(thing: Any, state: tuple[Any, ...]) -> None:
+    """Give a new object its state; an own one has its."""
+    qualified_name, digest, set_state, inner = state
+    if _own_object(qualified_name, digest) is not thing:
+        set_state(thing, inner)
 
 
 class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
@@ -73,22 +73,19 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unuse
         # cloudpickle's class has a table of its own, and the C pickler looks for one only while it is made.
         self.dispatch_table = table
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
-        self._stand_ins: dict[int, _ByValue] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         """cloudpickle's hook for functions and classes."""
-        if type(obj) is _ByValue:
-            thing = obj.thing
-            return _dynamic_class_reduce(thing) if isinstance(thing, type) else self._dynamic_function_reduce(thing)
         if (
             isinstance(obj, (type, types.FunctionType))
             and obj.__module__ in MAIN_NAMES
             and find_in_main(obj.__qualname__) is obj
         ):
-            stand_in = self._stand_ins.get(id(obj))
-            if stand_in is not None:
-                # Met again inside of itself: a recursive function, a method that names its class.
-                return names.same, (stand_in,)
-            stand_in = self._stand_ins[id(obj)] = _ByValue(obj)
-            return names.main_object, (obj.__qualname__, main_digest(), stand_in)
+            # cloudpickle makes a thing in two steps, empty and then its state, so that it may refer to itself; the name
+            # belongs to the first step, for the reference to lead to the receiver's own.
+            reduced = _dynamic_class_reduce(obj) if isinstance(obj, type) else self._dynamic_function_reduce(obj)
+            make, arguments, inner, _, _, set_state = reduced
+            digest = main_digest()
+            state = (obj.__qualname__, digest, set_state, inner)
+            return names.main_object, (obj.__qualname__, digest, make, arguments), state, None, None, names.main_state
         return super().reducer_override(obj)

@@ -1,8 +1,8 @@
 """The names that stand in a pickle for things which only a reader can make.
 
 One rule: nothing here is ever called. A reducer returns one of these functions so that the pickler writes its name;
-the reader resolves the name to something of its own (see `pickler`), which knows the message's buffers. A pickle that is
-read by anything else fails here, instead of making half a value.
+the reader resolves the name to something of its own (see `pickler`), which knows the message's buffers. A pickle that
+is read by anything else fails here, instead of making half a value.
 """
 
 from __future__ import annotations
@@ -128,5 +128,10 @@ def script_module(*_: Any) -> NoReturn:
 
 
 def main_object(*_: Any) -> NoReturn:
-    """Something defined in `__main__`: qualified name, digest of the script, the thing by value."""
+    """Something defined in `__main__`: qualified name, digest of the script, how to make it, with what."""
+    _outside("value")
+
+
+def main_state(*_: Any) -> NoReturn:
+    """Its state: the thing, (qualified name, digest, how to set it, state)."""
     _outside("value")

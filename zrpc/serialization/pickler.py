@@ -333,6 +333,7 @@ _PYTHON_VALUES: Final = {
     (names.MODULE, "same"): values.RESOLVERS["same"],
     (names.MODULE, "script_module"): values.RESOLVERS["script_module"],
     (names.MODULE, "main_object"): mainscript.main_object,
+    (names.MODULE, "main_state"): mainscript.main_state,
 }
 _OF_STORAGES: Final = {(names.MODULE, name): resolve for name, resolve in rebuild.RESOLVERS.items()}
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch._utils import _set_obj_state
 
 from zrpc.errors import FrameError
 from zrpc.serialization.dtypes import DTYPES, LAYOUTS, NUMPY_DTYPES, PACKED_BITS
@@ -163,7 +164,7 @@ class StorageReader:
         if _require_extent(_check_sizes(shape, "its shape"), (0,) * len(shape), 0, max(count, 1)) != count:
             raise _fail(f"shape {shape!r:.200} is not all of a storage of {size} bytes")
         tensor = torch.empty(0, dtype=DTYPES[number])
-        return tensor.set_(base.untyped_storage(), 0, shape, _contiguous(shape))  # type: ignore[call-overload,no-any-return]
+        return tensor.set_(base.untyped_storage(), 0, shape, _contiguous(shape))
 
     # ---------------------------------------------------------------------------------------- the others
 
@@ -185,7 +186,7 @@ class StorageReader:
         storage, offset = self._located(index, 0 if 0 in shape else offset, dtype.itemsize, device, 0 in shape)
         _require_extent(shape, strides, offset, storage.nbytes() // dtype.itemsize)
         tensor = torch.empty(0, dtype=dtype, device=storage.device)
-        tensor.set_(storage, offset, shape, strides)  # type: ignore[call-overload]
+        tensor.set_(storage, offset, shape, strides)
         return _finish(tensor, flags)
 
     def meta(self, number: int, shape: tuple[int, ...], strides: tuple[int, ...], flags: int) -> torch.Tensor:
@@ -235,7 +236,7 @@ class StorageReader:
             tensor = torch._empty_per_channel_affine_quantized(
                 empty, scales=scales, zero_points=zero_points, axis=axis, dtype=dtype, device=where
             )
-        return tensor.set_(storage, offset, shape, strides)  # type: ignore[call-overload,no-any-return]
+        return tensor.set_(storage, offset, shape, strides)
 
     def sparse_coo(self, indices: Any, values: Any, shape: Any, coalesced: bool, flags: int) -> torch.Tensor:
         """A COO tensor. torch checks that every index is inside of the shape."""
@@ -306,7 +307,7 @@ class StorageReader:
             raise _fail("its class is not one of tensors")
         tensor = torch.Tensor._make_subclass(cls, _check_tensor(plain, "its data"), requires_grad is True)
         if state:
-            torch._utils._set_obj_state(tensor, state)
+            _set_obj_state(tensor, state)  # type: ignore[no-untyped-call]
         return tensor
 
     # ----------------------------------------------------------------------------------------- storages
@@ -345,7 +346,7 @@ class StorageReader:
         key = (index, device)
         moved = self._moved.get(key)
         if moved is None:
-            whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+            whole = torch.empty(0, dtype=torch.uint8).set_(storage)
             try:
                 moved = whole.to(device).untyped_storage()
             except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -1,8 +1,8 @@
 """TorchScript functions as things to call: their names, their arguments, their code.
 
 One rule: a call is checked against the function's schema here, on the caller, with what TorchScript itself would
-accept; a wrong call raises here and sends nothing. What is sent has every argument in its place, so that the callee needs no
-names and no defaults (an archive does not keep them).
+accept; a wrong call raises here and sends nothing. What is sent has every argument in its place, so that the callee
+needs no names and no defaults (an archive does not keep them).
 
 A method of a ScriptModule goes with the module: by value, with each call. Its state belongs to the call, so nothing
 that the method changes leaks back. To keep state on a worker, put the module there and call it by name.
@@ -48,7 +48,7 @@ def describe(func: Any) -> ScriptCallable:
     if isinstance(func, torch.jit.ScriptFunction):
         found: ScriptCallable | None = getattr(func, _CACHE_ATTRIBUTE, None)
         if found is None:
-            found = ScriptCallable(func.qualified_name, func.schema, func.save_to_buffer)
+            found = ScriptCallable(func.qualified_name, func.schema, lambda: bytes(func.save_to_buffer({})))
             setattr(func, _CACHE_ATTRIBUTE, found)
         return found
     if isinstance(func, torch.jit.ScriptModule):
@@ -207,9 +207,9 @@ class _Argument:
             self.type_text += " (inferred)"
 
 
-def find_scripted(name: str) -> torch.jit.ScriptFunction[..., Any] | None:
+def find_scripted(name: str) -> Any | None:
     """The function of that qualified name that was scripted in this process, None if there is none."""
     if not name.startswith("__torch__."):
         return None
-    found: torch.jit.ScriptFunction[..., Any] | None = jit_state._python_cu.find_function(name)
+    found: Any | None = jit_state._python_cu.find_function(name)
     return found

@@ -1,10 +1,10 @@
 """How a tensor leaves: plain numbers in the pickle, and its storage's bytes beside it.
 
 One rule: bytes belong to storages, not to tensors. Each distinct storage that is met while pickling gets the next
-index; tensors say which storage, and where in it. So two views of one storage arrive as two views of one storage. Of each
-storage one buffer is shipped: the span of bytes that its views in this message reach, from its lowest to its highest
-byte, and no more. Offsets in the pickle count from the start of the storage as it is here; the span's low bound goes
-along (see `pickler`), so that the reader can subtract it.
+index; tensors say which storage, and where in it. So two views of one storage arrive as two views of one storage. Of
+each storage one buffer is shipped: the span of bytes that its views in this message reach, from its lowest to its
+highest byte, and no more. Offsets in the pickle count from the start of the storage as it is here; the span's low
+bound goes along (see `pickler`), so that the reader can subtract it.
 
 A large span is not copied: its buffer is a memoryview of the tensor's memory that keeps the storage alive. A small one
 is copied at once, which is cheaper than a memoryview and lets the caller change the tensor after the call.
@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch._utils import _get_obj_state
 
 from zrpc.errors import EncodeError
 from zrpc.serialization import names
@@ -63,7 +64,7 @@ def reduce_subclass(tensor: torch.Tensor) -> Reduced:
     """Reduce an instance of a subclass of torch.Tensor: its class, the plain tensor, requires_grad, its attributes."""
     with torch._C.DisableTorchFunctionSubclass():
         plain = tensor.detach().as_subclass(torch.Tensor)
-        return names.subclassed, (type(tensor), plain, tensor.requires_grad, torch._utils._get_obj_state(tensor))
+        return names.subclassed, (type(tensor), plain, tensor.requires_grad, _get_obj_state(tensor))  # type: ignore[no-untyped-call]
 
 
 def has_own_reduction(cls: type) -> bool:
@@ -257,7 +258,7 @@ def _reach(tensor: torch.Tensor, storage_bytes: int, packed_bits: int) -> tuple[
         return 0, 0
     if packed_bits:
         return 0, storage_bytes
-    first = tensor.storage_offset()
+    first = int(tensor.storage_offset())
     last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     itemsize = tensor.element_size()
     low = first * itemsize
@@ -273,9 +274,9 @@ def _span(storage: torch.UntypedStorage, low: int, high: int) -> Buffer:
         return b""
     # An uint8 tensor over the storage shows its memory whatever dtype its tensors have.
     whole = torch.empty(0, dtype=torch.uint8, device=storage.device)
-    whole.set_(storage, low, (high - low,), (1,))  # type: ignore[call-overload]
+    whole.set_(storage, low, (high - low,), (1,))
     # A storage on an accelerator is copied to the host: the bytes travel the same way from there on.
     array = whole.cpu().numpy()
     if high - low <= COPY_BYTES:
-        return array.tobytes()
-    return memoryview(array)
+        return bytes(array.tobytes())
+    return array.data

@@ -7,7 +7,6 @@ here, else a stand-in that TorchScript takes for it. Looking for a class never i
 from __future__ import annotations
 
 import enum
-import io
 import sys
 from collections import namedtuple
 from collections.abc import Callable
@@ -16,10 +15,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import torch.jit._state as jit_state
+from torch.jit._recursive import wrap_cpp_module
+from torch.jit._script import RecursiveScriptModule
+from torch.jit._state import _get_python_class, _get_script_class
 
 from zrpc.errors import EncodeError, FrameError
 from zrpc.serialization import names
+from zrpc.serialization.archives import load_archive
 from zrpc.serialization.dtypes import (
     DTYPE_NUMBERS,
     DTYPES,
@@ -89,9 +91,7 @@ def archive_tensor(archive: bytes) -> torch.Tensor:
 
 def reduce_module(module: torch.jit.ScriptModule) -> Reduced:
     """A ScriptModule by value."""
-    file = io.BytesIO()
-    torch.jit.save(module, file)
-    return names.script_module, (archive_tensor(file.getvalue()),)
+    return names.script_module, (archive_tensor(module._c.save_to_buffer({})),)
 
 
 SCRIPT_REDUCERS: Final[dict[type, Callable[[Any], Any]]] = {
@@ -102,7 +102,7 @@ SCRIPT_REDUCERS: Final[dict[type, Callable[[Any], Any]]] = {
     torch.memory_format: _reduce_memory_format,
     torch.Size: _reduce_size,
     ScriptObject: _reduce_script_object,
-    torch.jit.RecursiveScriptModule: reduce_module,
+    RecursiveScriptModule: reduce_module,
 }
 
 _PLAIN_BASES: Final = (bool, int, float, complex, str, list, dict)
@@ -121,7 +121,7 @@ def reducer_of(cls: type) -> Callable[[Any], Any] | None:
         return lambda value: (names.same, (value.item(),))
     if issubclass(cls, torch.jit.ScriptModule):
         return reduce_module
-    if jit_state._get_script_class(cls) is not None:
+    if _get_script_class(cls) is not None:  # type: ignore[no-untyped-call]
         return _reduce_class_instance
     return None
 
@@ -140,7 +140,7 @@ def _reduce_enum(value: enum.Enum) -> Reduced:
 
 
 def _reduce_class_instance(value: Any) -> Reduced:
-    script_class: Any = jit_state._get_script_class(type(value))
+    script_class: Any = _get_script_class(type(value))  # type: ignore[no-untyped-call]
     if not hasattr(value, "__dict__"):
         raise EncodeError("a value", type(value).__name__, "an instance of a TorchScript class needs a __dict__")
     return names.script_object, (script_class.qualified_name(), dict(vars(value)))
@@ -190,7 +190,7 @@ def _find_loaded(module: str, qualified_name: str) -> Any:
 
 
 @lru_cache(maxsize=512)
-def _stand_in_enum(module: str, qualified_name: str, member: str, _: type, value: Any) -> Any:
+def _stand_in_enum(module: str, qualified_name: str, member: str, _: str, value: Any) -> Any:
     made = enum.Enum(qualified_name.rpartition(".")[2], {member: value}, module=module)  # type: ignore[misc]
     made.__qualname__ = qualified_name
     return made
@@ -207,7 +207,7 @@ def enum_member(module: Any, qualified_name: Any, member: Any, value: Any) -> An
         return found
     if type(value) not in (int, float, str):
         raise _fail(f"the value of {qualified_name}.{member} is not a number or a text")
-    return _stand_in_enum(module, qualified_name, member, type(value), value)[member]
+    return _stand_in_enum(module, qualified_name, member, type(value).__name__, value)[member]
 
 
 def script_object(qualified_name: Any, attributes: Any) -> Any:
@@ -219,7 +219,7 @@ def script_object(qualified_name: Any, attributes: Any) -> Any:
         _check_name(name)
         if name.startswith("__"):
             raise _fail(f"the name {name!r:.80} is not an attribute")
-    cls = jit_state._get_python_class(qualified_name)
+    cls = _get_python_class(qualified_name)  # type: ignore[no-untyped-call]
     if cls is None:
         return ScriptObject(qualified_name, attributes)
     made = object.__new__(cls)
@@ -227,15 +227,15 @@ def script_object(qualified_name: Any, attributes: Any) -> Any:
     return made
 
 
-def archive_bytes(archive: Any) -> io.BytesIO:
-    """The file that `archive_tensor` was made of."""
+def archive_bytes(archive: Any) -> bytes:
+    """The archive that `archive_tensor` was made of."""
     if type(archive) is not torch.Tensor or archive.dtype is not torch.uint8 or archive.dim() != 1:
         raise _fail("an archive is not a vector of bytes")
-    return io.BytesIO(archive.numpy().tobytes())
+    return bytes(archive.numpy().tobytes())
 
 
 def _script_module(archive: Any) -> Any:
-    return torch.jit.load(archive_bytes(archive))
+    return wrap_cpp_module(load_archive(archive_bytes(archive)))  # type: ignore[no-untyped-call]
 
 
 def _device(text: Any) -> torch.device:
