@@ -70,9 +70,15 @@ def _refused() -> int:
     raise NameTaken("w")
 
 
-@pytest.mark.parametrize(("main", "code"), [(lambda: None, 0), (lambda: 4, 4), (_refused, 1)])
+def _broken() -> int:
+    raise ValueError("of the user's own")
+
+
+@pytest.mark.parametrize(("main", "code"), [(lambda: None, 0), (lambda: 4, 4), (_refused, 1), (_broken, 1)])
 def test_exit_codes(main: object, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run_program(main)  # type: ignore[arg-type]
     assert caught.value.code == code
-    assert ("NameTaken: worker name 'w'" in capsys.readouterr().err) == (code == 1)
+    said = capsys.readouterr().err
+    assert ("NameTaken: worker name 'w'" in said) == (main is _refused)
+    assert ("Traceback" in said) == (main is _broken)

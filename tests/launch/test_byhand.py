@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from zrpc.errors import ConfigError, KeyFileError
+from zrpc.launch.byhand import BrokerOrder, run_broker
+from zrpc.launch.target import find_target
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"XDG_RUNTIME_DIR": str(tmp_path)}
+
+
+def test_a_broker_serves_until_it_is_stopped(environ: dict[str, str], tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("start workers with"):
+            with find_target(environ).connect() as client:
+                assert client.status()["members"] == []
+                assert client.stop() == []
+
+    assert run_broker(BrokerOrder("demo"), environ, say) == 0
+    assert said[0].startswith("broker of cluster demo at tcp://127.0.0.1:")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_ends_it_and_its_new_key_stays(environ: dict[str, str], tmp_path: Path) -> None:
+    key = tmp_path / "cluster.key"
+
+    def say(line: str) -> None:
+        if line.startswith("start workers with"):
+            assert f"--key-file {key}" in line
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run_broker(BrokerOrder(new_key=key), environ, say) == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["cluster.key"]
+    assert run_broker(BrokerOrder(key_file=key), environ, say) == 143
+
+
+def test_without_security_it_warns(environ: dict[str, str]) -> None:
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("start workers with"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert run_broker(BrokerOrder(secure=False), environ, say) == 130
+    assert said[1].startswith("security is off")
+    assert "--key-file" not in said[2]
+
+
+def test_it_does_not_start(environ: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError):
+        run_broker(BrokerOrder(key_file=tmp_path / "none"), environ, print)
+    with pytest.raises(ConfigError, match="bind address"):
+        run_broker(BrokerOrder(bind="tcp://300.0.0.1:1"), environ, print)
+    assert list(tmp_path.iterdir()) == []
