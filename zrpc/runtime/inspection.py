@@ -46,7 +46,7 @@ def read_map(envelope: Envelope) -> dict[str, Any]:
         raise FrameError("a question or its answer is a msgpack map")
     try:
         data = msgpack.unpackb(envelope.body, strict_map_key=False)
-    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise FrameError(f"a question or its answer is not msgpack: {error}") from None
     if not isinstance(data, dict):
         raise FrameError("a question or its answer is not a map")

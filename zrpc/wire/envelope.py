@@ -331,7 +331,7 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
     position = PREAMBLE_BYTES + header_size
     try:
         fields = msgpack.unpackb(first[PREAMBLE_BYTES:position], strict_map_key=False)
-    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise _fail(f"the header is not msgpack ({type(error).__name__})") from None
     fields = _check_header(fields)
     next_frame = 1
