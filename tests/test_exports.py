@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from types import ModuleType
@@ -17,12 +18,15 @@ PUBLIC = {name: getattr(zrpc, name) for name in zrpc.__all__}
 
 def test_all_is_sorted_and_complete() -> None:
     assert list(zrpc.__all__) == sorted(set(zrpc.__all__))
-    visible = {
-        name
-        for name, value in vars(zrpc).items()
-        if not name.startswith("_") and (not isinstance(value, ModuleType) or name in ("errors", "functions"))
-    }
-    assert visible | {"__version__"} == set(zrpc.__all__)
+    assert dir(zrpc) == list(zrpc.__all__)
+    source = ast.parse(inspect.getsource(zrpc))
+    imported = {alias.name for node in ast.walk(source) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported - {"annotations", "TYPE_CHECKING", "Any"} == set(zrpc.__all__), "what type checkers see"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'rpc_snyc'"):
+        _ = zrpc.rpc_snyc  # type: ignore[attr-defined]
 
 
 def undocumented(name: str, value: Any) -> list[str]:
