@@ -86,3 +86,25 @@ def test_an_accepted_body_has_only_those_opcodes(value: Any, data: st.DataObject
 def test_damage_is_a_frame_error(body: bytes) -> None:
     with pytest.raises(FrameError):
         check_body(body)
+
+
+def test_a_deep_key_is_refused() -> None:
+    # Hashing it would overflow the stack.
+    with pytest.raises(FrameError, match="deep"):
+        check_body(b"\x80\x05})" + b"\x85" * 500_000 + b"Ns.")
+
+
+def test_depth_follows_the_memo() -> None:
+    rounds = b"".join(b"j" + n.to_bytes(4, "little") + b"\x85\x94" for n in range(2000))
+    with pytest.raises(FrameError, match="deep"):
+        check_body(b"\x80\x05)\x94" + rounds + b"N.")
+
+
+def test_broad_and_moderately_deep_values_pass() -> None:
+    value: Any = 1
+    for _ in range(900):
+        value = (value,)
+    check_body(dumps_script([value, [((n,), n) for n in range(3000)]]).body)
+    check_body(dumps_script({(n, str(n)): [n, {}] for n in range(3000)}).body)
+    with pytest.raises(FrameError, match="not a whole"):
+        check_body(b"\x80\x05" + b"\x85" * 2000 + b".")

@@ -25,19 +25,22 @@ from typing import Final
 
 from zrpc.errors import DecodeRefused, FrameError
 
+MAX_DEPTH: Final = 1000
+"""How deep values may be nested: a dict hashes its keys, and hashing a tuple recurses on the C stack with no guard."""
+
 _SHORT_TEXT: Final = rb"\x8c(?:" + b"|".join(re.escape(bytes((n,))) + rb".{%d}" % n for n in range(256)) + rb")"
 _LONG_NUMBER: Final = rb"\x8a(?:" + b"|".join(re.escape(bytes((n,))) + rb".{%d}" % n for n in range(256)) + rb")"
-_OPCODES: Final = re.compile(
-    rb"(?:"
-    rb"[\x94\x93R)\x85\x86\x87(t\]ae}suN\x88\x89]+"  # one byte each
+_WITH_ARGUMENT: Final = (
     rb"|[Kh]."  # BININT1, BINGET
     rb"|" + _SHORT_TEXT + rb"|M.."  # BININT2
     rb"|G.{8}"  # BINFLOAT
     rb"|[Jj].{4}"  # BININT, LONG_BINGET
     rb"|\x95.{8}"  # FRAME
-    rb"|" + _LONG_NUMBER + rb"){1,4096}",
-    re.DOTALL,
+    rb"|" + _LONG_NUMBER + rb"){1,4096}"
 )
+_OPCODES: Final = re.compile(rb"(?:[\x94\x93R)\x85\x86\x87(t\]ae}suN\x88\x89]+" + _WITH_ARGUMENT, re.DOTALL)
+_NOT_NESTING: Final = re.compile(rb"(?:[\x94\x93R)(\]}N\x88\x89]+" + _WITH_ARGUMENT, re.DOTALL)
+"""All of them but those that put a value into another."""
 _ONLY_PROTOCOL: Final = b"\x80\x05"
 _BINUNICODE: Final = 0x58
 _STOP: Final = 0x2E
@@ -45,6 +48,20 @@ _BY_BYTE: Final = {opcode.code: opcode for opcode in pickletools.opcodes}
 _READABLE: Final = frozenset(
     ("BININT", "BININT1", "BININT2", "BINFLOAT", "SHORT_BINUNICODE", "LONG1", "FRAME", "BINGET")
 )
+
+_INTO: Final = frozenset(("APPEND", "APPENDS", "SETITEM", "SETITEMS"))
+_TAKEN: Final[dict[str, int | None]] = {
+    "TUPLE1": 1,
+    "TUPLE2": 2,
+    "TUPLE3": 3,
+    "TUPLE": None,
+    "REDUCE": 2,
+    "STACK_GLOBAL": 2,
+    "APPEND": 1,
+    "APPENDS": None,
+    "SETITEM": 2,
+    "SETITEMS": None,
+}
 
 
 def check_body(body: bytes, start: int = 0) -> None:
@@ -63,6 +80,8 @@ def check_body(body: bytes, start: int = 0) -> None:
         if opcode == _STOP:
             if position + 1 != end:
                 raise FrameError(f"{end - position - 1} bytes follow the pickle in the body")
+            if end - start > MAX_DEPTH and _nestings(body, start + 2) > MAX_DEPTH:
+                _check_depth(body, start)
             return
         if opcode == _BINUNICODE:
             if position + 5 > end:
@@ -79,3 +98,56 @@ def _refusal(body: bytes, position: int) -> DecodeRefused | FrameError:
     if opcode is None or opcode.name in _READABLE:
         return FrameError(f"the body is not a whole pickle: byte {body[position]:#x} at {position}")
     return DecodeRefused(f"the pickle opcode {opcode.name}", "TorchScript")
+
+
+def _nestings(body: bytes, position: int) -> int:
+    """How often a checked body puts a value into another; no more than just over `MAX_DEPTH`."""
+    count = 0
+    while count <= MAX_DEPTH:
+        match = _NOT_NESTING.match(body, position)
+        if match is not None:
+            position = match.end()
+        opcode = body[position]
+        if opcode == _STOP:
+            break
+        if opcode == _BINUNICODE:
+            position += 5 + int.from_bytes(body[position + 1 : position + 5], "little")
+        elif match is None:
+            count += 1
+            position += 1
+    return count
+
+
+def _check_depth(body: bytes, start: int) -> None:
+    """Follow a checked body with the depths of its values in the place of the values. About 1 us an opcode.
+
+    A list that grows after something else took it in counts as it was then; lists end the recursion that matters.
+    """
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: list[int] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(body[start:]):
+            name = opcode.name
+            if name == "MARK":
+                marks.append(len(stack))
+            elif name == "MEMOIZE":
+                memo.append(stack[-1])
+            elif name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[int(argument or 0)])
+            elif name in _TAKEN:
+                taken = _TAKEN[name]
+                bottom = marks.pop() if taken is None else len(stack) - taken
+                if name in _INTO:
+                    bottom -= 1  # the container that they go into
+                if bottom < 0:
+                    raise IndexError
+                depth = max(stack[bottom:], default=0) + 1
+                if depth > MAX_DEPTH:
+                    raise FrameError(f"values are nested more than {MAX_DEPTH} deep in the body")
+                # What is called (REDUCE) makes one value of its arguments; that is no nesting of its own.
+                stack[bottom:] = [depth - 1 if name == "REDUCE" else depth]
+            elif name not in ("PROTO", "FRAME", "STOP"):
+                stack.append(0)
+    except (IndexError, ValueError, TypeError):
+        raise FrameError("the body is not a whole pickle") from None
