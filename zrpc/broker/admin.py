@@ -135,7 +135,7 @@ class AdminClient:
             link.send(frames)
             while True:
                 for what in link.events():
-                    last = what if (last, what) != ("denied", "disconnected") else last
+                    last = what
                 envelope = self._receive(link, number)
                 left = time_left(deadline, self._clock())
                 if envelope is not None or not left:

@@ -272,10 +272,10 @@ class BrokerClient:
         return list(iter(self.watch.receive, None))
 
     def _note_change(self, what: str, now: float) -> list[News]:
-        self._last_change = what if what != "disconnected" or self._last_change != "denied" else "denied"
-        if what == "connected":
+        self._last_change = what
+        if what != "denied":
             self._denied_at = None
-        elif what == "denied" and self._denied_at is None:
+        elif self._denied_at is None:
             self._denied_at = now
         return self._feed(LinkChange(what), now)
 

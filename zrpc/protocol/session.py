@@ -357,8 +357,8 @@ class Session:
             return []
         effects: list[Effect] = []
         if known is not None:
-            # Mostly by a newer life. By an older one when the broker restarted, the newer ended meanwhile and the older,
-            # which had been declared dead, returned: the broker takes it back, as nobody has the name.
+            # Mostly by a newer life. By an older one when the broker restarted, the newer ended meanwhile and the
+            # older, which had been declared dead, returned: the broker takes it back, as nobody has the name.
             effects += self._take_gone(known.id, known.incarnation, "its name has another life")
         self.members[member.name] = self.members_by_id[member.id] = member
         if member.id != self.id:

@@ -151,13 +151,24 @@ class _Monitor:
         self._socket.close(0)
 
 
+_FAILED = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL) | int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+_LISTENER_EVENTS = int(zmq.EVENT_DISCONNECTED) | int(zmq.EVENT_CLOSED) | _FAILED
+_FAILURES = {
+    int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC): "wrong key",
+    int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH): "not encrypted",
+}
+"""Why a handshake failed before the doorkeeper was asked; it counts the others itself."""
+
+
 class ZmqListener(_Socket):
     """A bound ROUTER."""
 
     def __init__(self, socket: zmq.Socket[bytes], address: str, watch: bool) -> None:
         super().__init__(socket)
         self.address = address
-        self._monitor = _Monitor(socket, zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED) if watch else None
+        self._monitor = _Monitor(socket, _LISTENER_EVENTS) if watch else None
+        self.refused: Counter[str] = Counter()
+        """Failed handshakes, while watching."""
         self._routes: dict[int, bytes] = {}
         self._lost: list[bytes] = []
 
@@ -201,8 +212,11 @@ class ZmqListener(_Socket):
 
     def _note_lost(self) -> None:
         if self._monitor is not None:
-            for _, fd in self._monitor.read():
-                route = self._routes.pop(fd, None)
+            for event, value in self._monitor.read():
+                if event & _FAILED:
+                    self.refused[_FAILURES.get(value, "handshake failed")] += 1
+                    continue
+                route = self._routes.pop(value, None)  # the value is the descriptor that was closed
                 if route is not None:
                     self._lost.append(route)
 
@@ -233,6 +247,9 @@ _LINK_EVENTS = {
 }
 
 
+_ECHOES = {("denied", "disconnected"), ("denied", "refused"), ("disconnected", "refused")}
+
+
 class ZmqLink(_Socket):
     """A connected DEALER."""
 
@@ -243,6 +260,7 @@ class ZmqLink(_Socket):
         for event in _LINK_EVENTS:
             mask |= event
         self._monitor = _Monitor(socket, mask) if watch else None
+        self._last_event = ""
 
     def send(self, frames: Frames) -> bool:
         with self._lock:
@@ -272,7 +290,18 @@ class ZmqLink(_Socket):
         with self._lock:
             if self._closed or self._monitor is None:
                 return []
-            return [_LINK_EVENTS[event] for event, _ in self._monitor.read() if event in _LINK_EVENTS]
+            return self._translate([_LINK_EVENTS[event] for event, _ in self._monitor.read() if event in _LINK_EVENTS])
+
+    def _translate(self, events: list[str]) -> list[str]:
+        """Keep what says something: ZeroMQ reports a denied handshake also as a disconnection, and either of them also
+        as a retry, which alone means that nobody listens."""
+        told = []
+        for event in events:
+            is_echo = (self._last_event, event) in _ECHOES
+            self._last_event = event
+            if not is_echo:
+                told.append(event)
+        return told
 
     def close(self) -> None:
         with self._lock:
@@ -372,7 +401,11 @@ class ZmqTransport:
             self._open.remove(end)
 
     def refusals(self) -> dict[str, int]:
-        return {} if self._doorkeeper is None else dict(self._doorkeeper.refused)
+        refused: Counter[str] = Counter() if self._doorkeeper is None else Counter(self._doorkeeper.refused)
+        for end in self._open:
+            if isinstance(end, ZmqListener):
+                refused.update(end.refused)
+        return dict(refused)
 
     def close(self) -> None:
         for end in self._open:

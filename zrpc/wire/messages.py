@@ -79,16 +79,16 @@ class Message:
     def from_body(cls: type[M], body: Buffer) -> M:
         """The message in a body. Raises `FrameError` for anything that `to_body` does not write."""
         values = unpack_map(body, cls.__name__)
-        return cls(**_checked(cls, values))
+        return cls(**_checked(cls, values, cls.__name__))
 
 
-def _checked(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(cls: type[Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
     checked = {}
     for field in dataclasses.fields(cls):
         if field.name in values:
-            checked[field.name] = field.metadata["read"](values[field.name], f"{cls.__name__}.{field.name}")
+            checked[field.name] = field.metadata["read"](values[field.name], f"{where}.{field.name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise FrameError(f"not a zrpc message: {cls.__name__} has no {field.name}")
+            raise FrameError(f"not a zrpc message: {where} has no {field.name}")
     return checked
 
 
@@ -133,7 +133,7 @@ def _read_rows(cls: type[Any], value: object, where: str) -> tuple[Any, ...]:
     for row in value:
         if type(row) is not list or len(row) < 3:
             raise FrameError(f"not a zrpc message: a row of {where} is not an array")
-        out.append(cls(**_checked(cls, dict(zip(names, row, strict=False)))))
+        out.append(cls(**_checked(cls, dict(zip(names, row, strict=False)), where)))
     return tuple(out)
 
 
