@@ -20,6 +20,12 @@ from zrpc.serialization.pickler import Encoded, Hooks, dumps_python, dumps_scrip
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind
 
 CODEC_NAMES = {Codec.SCRIPT: "script", Codec.PYTHON: "python", Codec.BUILTIN: "builtin"}
+_ROOTS: dict[Codec, str | tuple[str, ...]] = {
+    Codec.SCRIPT: "args",
+    Codec.BUILTIN: ("args", "kwargs"),
+    Codec.PYTHON: ("function", "args", "kwargs"),
+}
+"""What errors call the parts of a call's value."""
 
 
 class ForkBook(Protocol):
@@ -67,7 +73,7 @@ class Values:
             value = (target.func, tuple(args), dict(kwargs))
         if target.is_async:
             envelope.extra = {Extra.ASYNC: True}
-        self.write(envelope, target.codec, value, to, expires)
+        self.write(envelope, target.codec, value, to, expires, _ROOTS[target.codec])
 
     def read_call(self, envelope: Envelope) -> Any:
         """The value that `write_call` put in. Raises `CodecRefused`, before a byte is read."""
@@ -97,10 +103,18 @@ class Values:
 
     # ------------------------------------------------------------------------------------ values
 
-    def write(self, envelope: Envelope, codec: Codec, value: Any, to: WorkerKey, expires: float | None) -> None:
+    def write(
+        self,
+        envelope: Envelope,
+        codec: Codec,
+        value: Any,
+        to: WorkerKey,
+        expires: float | None,
+        root: str | tuple[str, ...] = "result",
+    ) -> None:
         """Put a value into an envelope for worker `to`, of use until `expires`.
 
-        Raises `EncodeError`; no fork is left then.
+        Raises `EncodeError`, which calls the value (or the parts of a tuple) `root`; no fork is left then.
         """
         saved = running.destination, running.forks, running.expires
         forks: list[int] = []
@@ -108,9 +122,9 @@ class Values:
         try:
             encoded: Encoded
             if codec is Codec.PYTHON:
-                encoded = dumps_python(value, self._hooks)
+                encoded = dumps_python(value, self._hooks, root)
             else:
-                encoded = dumps_script(value, self._hooks)
+                encoded = dumps_script(value, self._hooks, root)
         except BaseException:
             if forks:
                 self._forks.take_back(forks, to)
