@@ -1,0 +1,17 @@
+"""The functions that the benchmarks call."""
+
+import torch
+
+
+@torch.jit.script
+def script_add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x + y
+
+
+def python_add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x + y
+
+
+def small_tensors() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two float32[8]: the arguments of a small call."""
+    return torch.rand(8), torch.rand(8)

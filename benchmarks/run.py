@@ -1,0 +1,93 @@
+"""The command: `python -m benchmarks.run [--quick] [--workloads sync,cpu] [--systems zrpc,tensorpipe] [--rounds 5]`.
+
+Systems take turns, round by round, and each round begins with another one. Exits with 1 when a round failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import harness, report, systems, workloads
+from benchmarks.scale import FULL, QUICK, Scale
+
+Measure = Callable[[str, Sequence[str], Scale], dict[str, float]]
+"""One round of a system: its metrics. Raises `harness.RoundFailed`."""
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parse(arguments)
+    scale = QUICK if given.quick else FULL
+    if given.rounds:
+        scale = dataclasses.replace(scale, rounds=given.rounds, startups=min(scale.startups, given.rounds))
+    names = [name for name in given.systems if systems.is_available(name)]
+    for missing in sorted(set(given.systems) - set(names)):
+        print(f"{missing} is not in this build of torch", file=sys.stderr)
+    rounds, failures = run_rounds(names, given.workloads, scale)
+    metrics = [metric for name in given.workloads for metric in workloads.METRICS[name]]
+    rows = report.summarize(rounds, metrics, systems.OURS)
+    print(report.render(rows, names, systems.OURS))
+    path = given.output or RESULTS / time.strftime("%Y%m%d-%H%M%S.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report.to_json(rows, rounds, scale, failures))
+    print(f"\nAll rounds are in {path}")
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
+
+
+def run_rounds(
+    names: Sequence[str], wanted: Sequence[str], scale: Scale, measure: Measure = harness.measure
+) -> tuple[dict[str, list[dict[str, float]]], list[str]]:
+    """What each round of each system measured, and the rounds that failed. A failed one leaves an empty place."""
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    failures = []
+    for number in range(scale.rounds):
+        chosen = [name for name in wanted if name != workloads.STARTUP or number < scale.startups]
+        turn = number % len(names)
+        for name in [*names[turn:], *names[:turn]]:
+            started = time.monotonic()
+            try:
+                rounds[name].append(measure(name, chosen, scale))
+                outcome = f"{time.monotonic() - started:.0f} s"
+            except harness.RoundFailed as error:
+                rounds[name].append({})
+                failures.append(f"round {number + 1} of {name}: {error}")
+                outcome = "failed"
+            print(f"round {number + 1} of {scale.rounds}, {name}: {outcome}", file=sys.stderr, flush=True)
+    return rounds, failures
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    def among(known: Sequence[str], text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := sorted(set(chosen) - set(known)):
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
+        return [name for name in known if name in chosen]
+
+    parser = argparse.ArgumentParser(prog="benchmarks.run", description="Measure zrpc beside other systems.")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds and calls: a minute or two, for a first look"
+    )
+    parser.add_argument("--rounds", type=int, help="how often; 5, or 2 with --quick, by default")
+    parser.add_argument(
+        "--workloads", type=lambda text: among(workloads.NAMES, text), default=list(workloads.NAMES), metavar="A,B"
+    )
+    parser.add_argument(
+        "--systems",
+        type=lambda text: [systems.OURS, *(n for n in among(systems.NAMES, text) if n != systems.OURS)],
+        default=list(systems.NAMES),
+        metavar="A,B",
+    )
+    parser.add_argument("--output", type=Path, help="where the JSON goes; benchmarks/results/ by default")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
