@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.integration
 
@@ -64,3 +65,44 @@ def test_by_hand(tmp_path: Path) -> None:
         assert broker.wait(30) == 0
     assert (tmp_path / "cluster.key").exists()
     assert list((tmp_path / "runtime").iterdir()) == []
+
+
+class Counter(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((2,), 3.0))
+        self.count = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+    @torch.jit.export
+    def next(self) -> int:
+        self.count += 1
+        return self.count
+
+
+SERVED = """
+cluster: served
+roles:
+  model:
+    script: model.pt
+    options: {codecs: [script, builtin], accept_code: false}
+"""
+
+
+def test_a_saved_script_file_is_served(tmp_path: Path) -> None:
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "served.yaml").write_text(SERVED)
+    torch.jit.script(Counter()).save(str(tmp_path / "model.pt"))
+    with serving(tmp_path, "1 worker is up", "launch", "served.yaml") as launcher:
+        assert ask(tmp_path, "call", "model", "model.next") == (0, "1\n")
+        assert ask(tmp_path, "call", "model", "model.next") == (0, "2\n")
+        code, output = ask(tmp_path, "call", "model", "model.forward", "tensor([1., 2.])")
+        assert (code, "tensor([3., 6.]" in output) == (0, True), output
+        code, output = ask(tmp_path, "call", "model", "os:getpid")
+        assert (code, "CodecRefused" in output) == (5, True), output
+        code, output = ask(tmp_path, "stop")
+        assert (code, output) == (0, "asked to stop: model\n")
+        launcher.communicate(timeout=30)
+        assert launcher.returncode == 0

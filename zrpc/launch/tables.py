@@ -28,7 +28,8 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
     )
     table = Table()
     for column in ("name", "id", "role", "address", "state", "uptime", "calls", "memory"):
-        table.add_column(column, justify="right" if column in ("id", "uptime", "calls", "memory") else "left")
+        is_number = column in ("id", "uptime", "calls", "memory")
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for member in members:
         counted = member.get("statistics", {})
         state = "stopping" if member.get("stopping") else member["state"]
