@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from zrpc.cli.main import COMMANDS, main
 
+from zrpc.cli.main import COMMANDS, main
 from zrpc.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
