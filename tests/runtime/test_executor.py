@@ -185,3 +185,43 @@ def test_stop_ends_all_threads() -> None:
     assert executor.stop(LONG)
     assert executor.statistics().threads == 0
     assert not [t for t in threading.enumerate() if t.name.startswith("ending")]
+
+
+def test_a_job_that_came_while_the_only_place_was_taken_inline_is_not_forgotten() -> None:
+    mailbox = Mailbox()
+    executor = Executor(mailbox.receive, limit=1, name="one")
+    mailbox.executor = executor
+    executor.start()
+    submitted, done = threading.Event(), threading.Event()
+
+    def inline() -> None:
+        executor.submit(done.set)  # the place is taken: nobody is woken for it
+        submitted.set()
+
+    mailbox.put(inline)
+    assert submitted.wait(LONG)
+    assert done.wait(LONG), "the queued job was left lying"
+    mailbox.wake()
+    assert executor.stop(LONG)
+
+
+def test_those_that_wait_are_not_overtaken() -> None:
+    mailbox = Mailbox()
+    executor = Executor(mailbox.receive, limit=1, name="fair")
+    mailbox.executor = executor
+    executor.start()
+    release, finished = threading.Event(), threading.Event()
+    order: list[int] = []
+
+    def first() -> None:
+        assert release.wait(LONG)
+
+    mailbox.put(first)
+    for number in range(20):
+        mailbox.put(lambda number=number: order.append(number))  # type: ignore[misc]
+    release.set()
+    mailbox.put(finished.set)
+    assert finished.wait(LONG)
+    assert order == list(range(20))
+    mailbox.wake()
+    assert executor.stop(LONG)
