@@ -5,6 +5,7 @@ One rule: this is the only mutable state at module level in zrpc.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ running = Running()
 
 _lock = threading.Lock()
 _agent: Agent | None = None
+_minds_forks = False
 
 
 def current_agent(what: str = "") -> Agent:
@@ -52,11 +54,22 @@ def find_agent() -> Agent | None:
 
 def install_agent(agent: Agent) -> None:
     """Make `agent` the process's one. Raises `AlreadyInitialized` when there is another."""
-    global _agent
+    global _agent, _minds_forks
     with _lock:
         if _agent is not None:
             raise AlreadyInitialized(_agent.info.name)
         _agent = agent
+        if not _minds_forks and hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forget_in_child)
+            _minds_forks = True
+
+
+def _forget_in_child() -> None:
+    """A forked child has the agent's memory, but neither its threads nor the right to its sockets: it has no agent."""
+    global _agent, _lock
+    _lock = threading.Lock()
+    _agent = None
+    running.agent = None
 
 
 def remove_agent(agent: Agent) -> None:
