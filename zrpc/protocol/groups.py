@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final
 
-from zrpc.errors import JoinRefused
+from zrpc.errors import JoinRefused, ZrpcError
 from zrpc.protocol.membership import Record
 from zrpc.wire.messages import MAX_TOLD, GroupProgress, Hello
 
 MIXED: Final = "RPC group mixes statically and dynamically initialized members which is not supported."
 """torch's sentence."""
+SMALL: Final = 256
+"""Members up to which everyone who joins is told the exact state at once."""
 
 _Need = tuple[bool, bool]
 
@@ -26,11 +28,16 @@ class Groups:
     def __init__(self, heartbeat_interval: float) -> None:
         self._heartbeat_interval = heartbeat_interval
         self._expected: tuple[str, ...] = ()
+        self._expected_set: frozenset[str] = frozenset()
         self._missing: dict[str, None] = {}
         self._living: dict[str, Record] = {}
         self._static: dict[str, Record] = {}
         self._waiting: dict[_Need, dict[str, Record]] = {}
         self._told: dict[_Need, GroupProgress] = {}
+        self.failure: ZrpcError | None = None
+        """Why the strict static group does not form; None when nothing is wrong."""
+        self.failure_told: set[int] = set()
+        """Who knows it: the nonces of their HELLOs."""
 
     def __repr__(self) -> str:
         waiting = sum(map(len, self._waiting.values()))
@@ -51,6 +58,7 @@ class Groups:
     def expect(self, names: Iterable[str]) -> None:
         """These names, and no others, are waited for from now on."""
         self._expected = tuple(dict.fromkeys(names))
+        self._expected_set = frozenset(self._expected)
         self._missing = {name: None for name in self._expected if name not in self._living}
         self._told.clear()
 
@@ -71,6 +79,15 @@ class Groups:
             return JoinRefused(f"rank {hello.id} of {hello.name!r} is not below world_size {hello.world_size}.")
         return None
 
+    def fails_with(self, hello: Hello) -> bool:
+        """Whether the refusal of this HELLO is the end of the group: it is strict, static, and was one of those that the
+        group still waits for."""
+        return bool(hello.strict and hello.world_size) and len(self._static) < (self.world_size or hello.world_size)
+
+    def waiting_static(self) -> list[Record]:
+        """Those who wait for the static group."""
+        return [record for (static, _), waiting in self._waiting.items() if static for record in waiting.values()]
+
     def add(self, record: Record, waits: bool) -> None:
         """A member is living; `waits`: it is not up yet."""
         hello = record.hello
@@ -81,7 +98,7 @@ class Groups:
             self._static[record.name] = record
         if waits:
             self._waiting.setdefault((hello.world_size > 0, hello.wait), {})[record.name] = record
-        self._told.clear()
+        self._forget_progress()
 
     def remove(self, record: Record) -> None:
         """A member is gone."""
@@ -89,9 +106,15 @@ class Groups:
         self._static.pop(record.name, None)
         for waiting in self._waiting.values():
             waiting.pop(record.name, None)
-        if record.name in self._expected:
+        if record.name in self._expected_set:
             self._missing[record.name] = None
-        self._told.clear()
+        self._forget_progress()
+
+    def _forget_progress(self) -> None:
+        # Counting a large group anew for each of its members, as they come, would cost the square of its size; they are
+        # told the count of the last round, and the next round within a second.
+        if len(self._living) <= SMALL:
+            self._told.clear()
 
     def take_ready(self) -> list[Record]:
         """Those who wait for nothing any more; they are taken off the list."""
@@ -114,7 +137,8 @@ class Groups:
         return told
 
     def waiting(self) -> list[tuple[GroupProgress, list[Record]]]:
-        """What to tell to whom."""
+        """What to tell to whom, now."""
+        self._told.clear()
         return [
             (self.progress(next(iter(waiting.values()))), list(waiting.values()))
             for waiting in self._waiting.values()

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from zrpc.errors import InvalidTransition
 from zrpc.ids import MAX_LIFE
-from zrpc.wire.messages import Gone, Hello, Member, Members, Roster
+from zrpc.wire.messages import Gone, Hello, Member, Members, Roster, join_rows, pack_member
 
 ABSENT: Final = "absent"
 WAITING: Final = "waiting"
@@ -283,6 +283,8 @@ class Changes:
         self.told = 0
         """The sequence of the last delta that was sent."""
         self._up: dict[int, Member] = {}
+        self._rows: dict[int, bytes] = {}
+        """The members packed, each once: joining them is all that a snapshot costs."""
         self._fresh: dict[int, Member] = {}
         self._gone: dict[tuple[int, int], Gone] = {}
         self._roster: Roster | None = None
@@ -295,6 +297,7 @@ class Changes:
         """A member is up."""
         self._change()
         self._up[member.id] = member
+        self._rows[member.id] = pack_member(member)
         self._gone.pop((member.id, member.incarnation), None)  # declared dead and back before anyone was told
         self._fresh[member.id] = member
 
@@ -302,6 +305,7 @@ class Changes:
         """A member that was up is gone."""
         self._change()
         del self._up[gone.id]
+        del self._rows[gone.id]
         self._fresh.pop(gone.id, None)  # who got a snapshot meanwhile knows it: it is still told gone
         self._gone[gone.id, gone.incarnation] = gone
 
@@ -312,7 +316,7 @@ class Changes:
     def roster(self) -> Roster:
         """Everybody who is up; packed once for each change."""
         if self._roster is None:
-            self._roster = Roster(self._up.values())
+            self._roster = Roster(self._up.values(), join_rows(self._rows.values()))
         return self._roster
 
     def snapshot(self) -> Members:

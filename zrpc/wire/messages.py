@@ -25,7 +25,8 @@ version, whose preamble tells the peer the version: it gets `VersionMismatch` an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -121,8 +122,18 @@ class Gone:
     why: str = text(MAX_WHY, "")
 
 
-def _pack_rows(rows: Iterable[Any]) -> bytes:
-    return bytes(msgpack.packb([dataclasses.astuple(row) for row in rows]))
+_member_values = operator.attrgetter(*[field.name for field in dataclasses.fields(Member)])
+_gone_values = operator.attrgetter(*[field.name for field in dataclasses.fields(Gone)])
+
+
+def pack_member(member: Member) -> bytes:
+    """A member's row of a roster."""
+    return bytes(msgpack.packb(_member_values(member)))
+
+
+def join_rows(rows: Collection[bytes]) -> bytes:
+    """The packed roster of some packed rows."""
+    return b"".join((msgpack.Packer().pack_array_header(len(rows)), *rows))
 
 
 def _read_rows(cls: type[Any], value: object, where: str) -> tuple[Any, ...]:
@@ -149,7 +160,7 @@ class Roster:
     def packed(self) -> bytes:
         """The members as a msgpack array of arrays."""
         if self._packed is None:
-            self._packed = _pack_rows(self.members)
+            self._packed = join_rows([pack_member(member) for member in self.members])
         return self._packed
 
     @classmethod
@@ -355,7 +366,7 @@ class Members(Message):
         """The body's bytes."""
         values = {name: getattr(self, name) for name in ("epoch", "sequence", "previous", "full")}
         values["up"] = self.up.packed()
-        values["gone"] = [dataclasses.astuple(gone) for gone in self.gone]
+        values["gone"] = [_gone_values(gone) for gone in self.gone]
         return bytes(msgpack.packb(values))
 
 
