@@ -15,7 +15,7 @@ from zrpc.errors import RemoteFault, ZrpcError
 from zrpc.launch.entries import load_entry, load_modules
 from zrpc.launch.literals import parse_call_arguments
 from zrpc.launch.target import Target
-from zrpc.options import AgentOptions
+from zrpc.options import AgentOptions, from_environment
 from zrpc.runtime.context import current_agent
 
 FENCED = 1
@@ -36,10 +36,10 @@ def serve_to_the_end() -> int:
 
 
 def serve_by_hand(target: Target, name: str, role: str | None, modules: Sequence[str], entry: str | None) -> int:
-    """Be a worker until told to stop. Raises what `init_rpc` raises."""
+    """Be a worker until told to stop, with the options of `ZRPC_OPTIONS`. Raises what `init_rpc` raises."""
     load_modules(modules)
     function = load_entry(entry) if entry else None
-    options = AgentOptions(security=target.key_file is not None)
+    options = from_environment().replace(security=target.key_file is not None)
     api.init_rpc(name, broker=target.broker, key_file=target.key_file, role=role, options=options)
     print(f"worker {name} has joined the cluster at {target.broker}", flush=True)
     if function is not None:
