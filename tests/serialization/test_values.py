@@ -123,7 +123,9 @@ def test_an_instance_of_an_unknown_class_serves_shipped_code() -> None:
     assert "elsewher" in repr(again)
 
 
-@pytest.mark.parametrize("value", [torch.Generator(), object(), np.zeros(2), torch.futures.Future()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [torch.Generator(), object(), np.zeros(2), torch.futures.Future()], ids=lambda value: type(value).__name__
+)
 def test_what_torchscript_has_no_type_for(value: Any) -> None:
     with pytest.raises(EncodeError, match="TorchScript has no such type"):
         dumps_script([value])
