@@ -92,7 +92,8 @@ class BrokerClient:
     """One process's membership. `hello` says who it is; its nonce must be random.
 
     `statistics` is asked for the numbers of each beat. `wake` is called, from any thread, when the driver must call
-    `on_timer` soon although nothing became readable. Look-ups in `members_by_name` and `members_by_id` are safe from
+    `on_timer` soon although nothing became readable. `patience`: joining gives up when nobody has listened at the address
+    for so many seconds; None: it goes on until its deadline. Look-ups in `members_by_name` and `members_by_id` are safe from
     any thread; take `members()` to go through all.
     """
 
@@ -105,8 +106,11 @@ class BrokerClient:
         statistics: Callable[[], Mapping[str, int | float]] | None = None,
         wake: Callable[[], None] | None = None,
         clock: Clock = monotonic,
+        patience: float | None = None,
     ) -> None:
         self.address = address
+        self._patience = patience
+        self._lost_at: float | None = None
         self._clock = clock
         self._wake = wake
         self._statistics = statistics
@@ -209,18 +213,23 @@ class BrokerClient:
             now = self._clock()
             self._check_patience(began, now, deadline, last)
             if not self._is_undrained:
-                poller.wait(time_left(earliest(deadline, self.next_deadline(), self._denial_deadline()), now))
+                limits = (deadline, self.next_deadline(), self._denial_deadline(), self._patience_deadline())
+                poller.wait(time_left(earliest(*limits), now))
             news = self._pump(self._clock(), strict=True)
 
     def _denial_deadline(self) -> float | None:
         return None if self._denied_at is None else self._denied_at + DENIED_PATIENCE
 
+    def _patience_deadline(self) -> float | None:
+        return None if self._patience is None or self._lost_at is None else self._lost_at + self._patience
+
     def _check_patience(self, began: float, now: float, deadline: float | None, last: GroupProgress | None) -> None:
         """Raise when it is time to give up."""
         denied = self._denial_deadline()
-        if (deadline is None or now < deadline) and (denied is None or now < denied):
+        given_up = self._patience_deadline()
+        if all(limit is None or now < limit for limit in (deadline, denied, given_up)):
             return
-        if last is None or denied is not None:
+        if last is None or denied is not None or given_up is not None:
             raise BrokerUnreachable(self.address, now - began, WHY_SILENT[self._last_change])
         what = f"waiting for the group of worker {self._session.hello.name!r}"
         raise GroupTimeout(what, now - began, last.present, last.missing, last.short)
@@ -273,6 +282,10 @@ class BrokerClient:
 
     def _note_change(self, what: str, now: float) -> list[News]:
         self._last_change = what
+        if what == "connected":
+            self._lost_at = None
+        elif self._lost_at is None:
+            self._lost_at = now
         if what != "denied":
             self._denied_at = None
         elif self._denied_at is None:

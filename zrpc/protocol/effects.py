@@ -180,6 +180,15 @@ class MemberGone:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupFailed:
+    """On the broker: a strict static group does not form, because one of its members was refused. `told`: how many
+    processes have been told so far."""
+
+    error: ZrpcError
+    told: int
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """Somebody wants this worker to stop (on the broker: asked `names` to stop, None for all)."""
 
@@ -234,6 +243,7 @@ News = (
     | Waiting
     | MemberUp
     | MemberGone
+    | GroupFailed
     | StopRequested
     | Fenced
     | BrokerLost

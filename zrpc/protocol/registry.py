@@ -26,6 +26,7 @@ from zrpc.protocol.effects import (
     Effect,
     Exit,
     Expectation,
+    GroupFailed,
     MemberGone,
     MemberUp,
     RouteLoss,
@@ -224,7 +225,9 @@ class Registry:
         try:
             check_name(hello.name)
         except InvalidName as error:
-            return self._refuse(route, hello, error)
+            return self._refuse_newcomer(route, hello, error, now)
+        if self.groups.failure is not None and hello.strict and hello.world_size:
+            return [*self._refuse(route, hello, self.groups.failure), self._note_failure(hello.nonce)]
         other = self.book.by_route.get(route)
         if other is not None and other.name != hello.name:
             return self._refuse(route, hello, JoinRefused(f"this connection is that of worker {other.name!r}."))
@@ -241,7 +244,7 @@ class Registry:
                 return []  # the holder is likely dead; the newcomer asks again, when that is known
             holder = record.member()
             where = f"process {holder.pid} on {holder.host}" if holder.host else holder.address
-            return self._refuse(route, hello, NameTaken(hello.name, where))
+            return self._refuse_newcomer(route, hello, NameTaken(hello.name, where), now)
         return self._on_newcomer(route, hello, record, now)
 
     def _answer_again(self, route: bytes, record: Record, now: float) -> list[Effect]:
@@ -253,12 +256,32 @@ class Registry:
     def _on_newcomer(self, route: bytes, hello: Hello, record: Record | None, now: float) -> list[Effect]:
         error = self._limit_refusal() or self.groups.refusal(hello) or self._rank_refusal(hello, record)
         if error is not None:
-            return self._refuse(route, hello, error)
+            return self._refuse_newcomer(route, hello, error, now)
         record = self.book.claim(hello.name, hello.id)
         self.book.begin_life(record)
         self._begin(record, "joined", route, hello, now)
         self.groups.add(record, waits=True)
         return self._after_change(now, record)
+
+    def _refuse_newcomer(self, route: bytes, hello: Hello, error: ZrpcError, now: float) -> list[Effect]:
+        """Refuse a process that is not a member. With it a strict static group fails: all who wait are refused too."""
+        effects = self._refuse(route, hello, error)
+        if not self.groups.fails_with(hello):
+            return effects
+        self.groups.failure = error
+        told = self._note_failure(hello.nonce)
+        for record in self.groups.waiting_static():
+            if record.hello is not None and record.route is not None:
+                effects.append(Send(Refusal.of(error, record.hello.nonce), record.route))
+                told = self._note_failure(record.hello.nonce)
+            effects += self._end(record, "left", "its group failed", now)
+        return [*effects, told]
+
+    def _note_failure(self, nonce: int) -> Announce:
+        groups = self.groups
+        groups.failure_told.add(nonce)
+        assert groups.failure is not None
+        return Announce(GroupFailed(groups.failure, len(groups.failure_told)))
 
     def _limit_refusal(self) -> ZrpcError | None:
         limit = self.options.max_members
