@@ -248,6 +248,16 @@ def test_a_deadline_ends_the_call_here(cluster: LocalCluster) -> None:
     assert cluster["a"].rpc_sync("b", who) == "b", "a late reply must not be taken for another call's"
 
 
+def test_calls_that_time_out_leave_few_lanes_open() -> None:
+    with LocalCluster(["a", "b"], network="curve") as cluster:
+        for _ in range(20):
+            with pytest.raises(CallTimeout):
+                cluster["a"].rpc_sync("b", wait_at_the_gate, timeout=0.01)
+        peer = cluster["a"].agent.peers.find("b")
+        assert len(peer._strays) == 16
+        _gate.set()
+
+
 def test_calls_inside_a_call_inherit_what_is_left_of_its_deadline(cluster: LocalCluster) -> None:
     assert cluster["a"].rpc_sync("b", deadline_left, timeout=0) is None
     assert cluster["a"].rpc_sync("b", deadline_left, timeout=30) is not None

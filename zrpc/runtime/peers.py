@@ -27,6 +27,9 @@ from zrpc.wire.limits import Limits
 IDLE_LANES = 8
 """Unused lanes kept for each peer; more are closed when they come back."""
 
+STRAY_LANES = 16
+"""Lanes kept for each peer whose call ended before its reply came."""
+
 Handler = Callable[[Envelope], None]
 
 
@@ -158,18 +161,25 @@ class Peer:
         lane.close()
 
     def abandon_lane(self, lane: Lane) -> None:
-        """The call on it ended before its reply came. The receiver listens for that, then closes the lane."""
+        """The call on it ended before its reply came. The receiver listens for that, then closes the lane.
+
+        Not every such reply comes (a call that was late already is not started), so only the newest are listened for.
+        """
+
+        def on_late(frames: Any) -> None:
+            self._book.on_frames(frames)
+            self._drop_stray(lane)
+
         with self._lock:
             self._busy.discard(lane)
-            if self.lost is None:
-
-                def on_late(frames: Any) -> None:
-                    self._book.on_frames(frames)
-                    self._drop_stray(lane)
-
+            is_lost = self.lost is not None
+            if not is_lost:
                 self._strays.append((lane, self._book.receiver.add(lane.link, on_late)))
-                return
-        lane.close()
+            surplus = self._strays[:-STRAY_LANES]
+        if is_lost:
+            lane.close()
+        for stray, _ in surplus:
+            self._drop_stray(stray)
 
     def _drop_stray(self, lane: Lane) -> None:
         with self._lock:
