@@ -10,6 +10,7 @@ high-water marks are off, because they count messages and lose them silently; by
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from typing import Any
@@ -146,6 +147,12 @@ class _Monitor:
                 return found
             found.append((int(message["event"]), int(message["value"])))
 
+    def wait_for(self, event: int, timeout_ms: int) -> None:
+        """Read on until `event` has come, or nothing has for `timeout_ms`."""
+        while self._socket.poll(timeout_ms):
+            if any(found == event for found, _ in self.read()):
+                return
+
     def close(self) -> None:
         self._owner.disable_monitor()
         self._socket.close(0)
@@ -233,6 +240,10 @@ class ZmqListener(_Socket):
                 return
             self._closed = True
             if self._monitor is not None:
+                # ZeroMQ closes the address in its own time; who restarts a broker there needs it to be free.
+                with contextlib.suppress(zmq.ZMQError):
+                    self._socket.unbind(self.address)
+                    self._monitor.wait_for(int(zmq.EVENT_CLOSED), LINGER_MS)
                 self._monitor.close()
             self._socket.close()
 
