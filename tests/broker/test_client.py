@@ -252,14 +252,14 @@ def test_a_broker_without_a_word_is_told_as_such() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stranger", "reason"),
+    ("stranger", "reasons"),
     [
-        (Keyring("test", bytes(32)), "wrong key"),
-        (Keyring("other", bytes(range(32))), "wrong key"),
-        (None, "not encrypted"),
+        (Keyring("test", bytes(32)), {"wrong key"}),
+        (Keyring("other", bytes(range(32))), {"wrong key"}),
+        (None, {"not encrypted", "handshake failed"}),  # the second when the peer was the first to give up
     ],
 )
-def test_a_wrong_key_is_told_as_such_and_counted(stranger: Keyring | None, reason: str) -> None:
+def test_a_wrong_key_is_told_as_such_and_counted(stranger: Keyring | None, reasons: set[str]) -> None:
     with running("tcp") as cluster:
         assert cluster.broker is not None
         transport = ZmqTransport(stranger, "member")
@@ -276,7 +276,9 @@ def test_a_wrong_key_is_told_as_such_and_counted(stranger: Keyring | None, reaso
         finally:
             transport.close()
         cluster.driver("b").join()  # the broker goes on
-        assert cluster.broker.status()["refusals"][reason] >= 1
+        refusals = cluster.broker.status()["refusals"]
+        assert refusals
+        assert set(refusals) <= reasons
 
 
 def test_a_member_key_that_the_broker_does_not_know_is_counted() -> None:
