@@ -92,6 +92,16 @@ def raise_value_error() -> None:
     raise ValueError("a bad value")
 
 
+def seconds_left() -> float | None:
+    return None if running.deadline is None else running.deadline - monotonic()
+
+
+def seconds_left_there(name: str) -> float | None:
+    """As a call to `name`, made here with a long time-out, sees it."""
+    left: float | None = current_agent().caller.call_sync(name, seconds_left, (), None, 1000)
+    return left
+
+
 class OnlyHereError(Exception):
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
