@@ -8,6 +8,7 @@ of fields are what the field's own reader says when it is given something else, 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,12 +101,6 @@ CODECS: Mapping[Codec, str] = {
     Codec.MSGPACK: "a msgpack map",
 }
 
-EXTRAS: Mapping[Extra, tuple[str, str]] = {
-    Extra.CODE: ("integer", "index of the buffer that is the TorchScript archive, in a call sent again"),
-    Extra.FORKS: ("array of u63", "the references in the body, seven integers each, see [References](#references)"),
-    Extra.ASYNC: ("true", "the function returns a future: the reply is sent when it is complete"),
-}
-
 NESTED: Mapping[str, str] = {
     "Roster": "bytes: a msgpack array of rows of Member",
     "tuple[Gone, ...]": "an array of rows of Gone",
@@ -164,9 +159,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def draw_kinds() -> str:
     """Kinds of message."""
-    return table(
-        ("number", "kind", "from, to", "body", "answer"), ((int(k), k.name, *KINDS[k]) for k in sorted(Kind))
-    )
+    return table(("number", "kind", "from, to", "body", "answer"), ((int(k), k.name, *KINDS[k]) for k in sorted(Kind)))
 
 
 def draw_codecs() -> str:
@@ -175,8 +168,14 @@ def draw_codecs() -> str:
 
 
 def draw_extras() -> str:
-    """Keys of the header's last field."""
-    return table(("key", "name", "value", "meaning"), ((int(e), e.name, *EXTRAS[e]) for e in Extra))
+    """Keys of the header's last field, each with the text below it in the code."""
+    said, name = {}, ""
+    for node in ast.parse(inspect.getsource(Extra)).body[0].body:  # type: ignore[attr-defined]
+        if isinstance(node, ast.Assign):
+            name = ast.unparse(node.targets[0])
+        elif isinstance(node, ast.Expr) and name:
+            said[name] = " ".join(ast.literal_eval(node.value).split()).rstrip(".")
+    return table(("key", "name", "meaning"), ((int(e), e.name, said[e.name]) for e in Extra))
 
 
 def draw_names() -> str:
