@@ -21,11 +21,15 @@ LAYERS = (
     ("zrpc.ids", "zrpc.clock"),
     ("zrpc.wire",),
     ("zrpc.options",),  # its default for the largest message is the wire's
+    ("zrpc.constants",),
+    ("zrpc.backend_options",),
     ("zrpc.config", "zrpc.protocol"),
     ("zrpc.telemetry",),
     ("zrpc.serialization", "zrpc.transport"),
     ("zrpc.runtime",),
     ("zrpc.broker", "zrpc.rref", "zrpc.functions"),
+    ("zrpc.rendezvous", "zrpc.internal", "zrpc.debug"),
+    ("zrpc.collectives", "zrpc.backend_registry"),
     ("zrpc.api",),
     ("zrpc",),  # re-exports, and does nothing else
     ("zrpc.launch", "zrpc.testing"),

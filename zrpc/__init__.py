@@ -14,6 +14,7 @@ from zrpc.version import __version__
 if TYPE_CHECKING:
     from zrpc import errors, functions
     from zrpc.api import (
+        get_rpc_timeout,
         get_worker_info,
         get_workers,
         init_rpc,
@@ -25,22 +26,30 @@ if TYPE_CHECKING:
         shutdown,
         worker_statistics,
     )
+    from zrpc.backend_options import RpcBackendOptions, TensorPipeRpcBackendOptions
+    from zrpc.backend_registry import BackendType
     from zrpc.ids import WorkerInfo
     from zrpc.options import AgentOptions
     from zrpc.rref import RRef
     from zrpc.runtime.futures import Future
+    from zrpc.version import is_available
 
 __all__ = [
     "AgentOptions",
+    "BackendType",
     "Future",
     "RRef",
+    "RpcBackendOptions",
+    "TensorPipeRpcBackendOptions",
     "WorkerInfo",
     "__version__",
     "errors",
     "functions",
+    "get_rpc_timeout",
     "get_worker_info",
     "get_workers",
     "init_rpc",
+    "is_available",
     "register_script",
     "remote",
     "rpc_async",
@@ -50,11 +59,37 @@ __all__ = [
     "worker_statistics",
 ]
 
-_HOMES = {"AgentOptions": "options", "Future": "runtime.futures", "RRef": "rref", "WorkerInfo": "ids"}
+_HOMES = {
+    "AgentOptions": "options",
+    "BackendType": "backend_registry",
+    "Future": "runtime.futures",
+    "RRef": "rref",
+    "RpcBackendOptions": "backend_options",
+    "TensorPipeRpcBackendOptions": "backend_options",
+    "WorkerInfo": "ids",
+    "is_available": "version",
+}
 _MODULES = ("errors", "functions")
+
+# Names of torch.distributed.rpc that programs use although they are not public, and its modules: there, but not listed.
+_ALSO = {
+    "PyRRef": "rref.RRef",
+    "TensorPipeAgent": "debug.TensorPipeAgent",
+    "_get_current_rpc_agent": "debug._get_current_rpc_agent",
+    "_get_debug_info": "debug._get_debug_info",
+    "_is_current_rpc_agent_set": "debug._is_current_rpc_agent_set",
+    "_rref_context_get_debug_info": "debug._rref_context_get_debug_info",
+    "_set_rpc_timeout": "debug._set_rpc_timeout",
+}
+_ALSO_MODULES = ("api", "backend_registry", "constants", "internal", "options")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ALSO:
+        home, _, attribute = _ALSO[name].rpartition(".")
+        return getattr(importlib.import_module(f"zrpc.{home}"), attribute)
+    if name in _ALSO_MODULES:
+        return importlib.import_module(f"zrpc.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'zrpc' has no attribute {name!r}")
     if name in _MODULES:

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 import signal
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import torch
 
+from zrpc.backend_options import TensorPipeRpcBackendOptions
+from zrpc.backend_registry import check_backend
 from zrpc.broker.client import BrokerClient
 from zrpc.clock import deadline_after, monotonic
-from zrpc.errors import AlreadyInitialized, ConfigError, GroupTimeout
+from zrpc.collectives import _all_gather as _all_gather
+from zrpc.collectives import _barrier as _barrier
+from zrpc.collectives import _thread_local_var as _thread_local_var
+from zrpc.collectives import _wait_all as _wait_all
+from zrpc.collectives import _wait_all_workers
+from zrpc.constants import MEETING_TIMEOUT
+from zrpc.debug import _get_current_rpc_agent as _get_current_rpc_agent
+from zrpc.debug import _is_current_rpc_agent_set as _is_current_rpc_agent_set
+from zrpc.debug import get_rpc_timeout as get_rpc_timeout
+from zrpc.errors import AlreadyInitialized, BrokerUnreachable, ConfigError
 from zrpc.ids import WorkerInfo, check_name
+from zrpc.internal import PythonUDF, _internal_rpc_pickler, _run_serialized, _run_serialized_async
 from zrpc.options import AgentOptions, from_environment
+from zrpc.rendezvous.meeting import Party, endpoint
+from zrpc.rendezvous.methods import plan_meeting, rank_of
 from zrpc.rref import RRef, rref_hooks
 from zrpc.runtime.agent import Agent
-from zrpc.runtime.context import current_agent, find_agent, install_agent, remove_agent
+from zrpc.runtime.callables import identify
+from zrpc.runtime.context import collected, current_agent, find_agent, init_rounds, install_agent, remove_agent
 from zrpc.runtime.futures import Future
 from zrpc.runtime.identity import Identity
 from zrpc.transport.base import Transport
 from zrpc.transport.curve import Keyring, load_key_file
 from zrpc.transport.router import ZmqTransport
 from zrpc.version import __version__
+from zrpc.wire.envelope import Codec
 from zrpc.wire.limits import Limits
 from zrpc.wire.messages import GroupProgress, Hello
 
@@ -37,9 +54,35 @@ logger = logging.getLogger("zrpc")
 To = str | int | WorkerInfo
 """How a worker is named: by its name, its id or its info."""
 
+BROKER_GRACE = 5.0
+"""Seconds after which a group whose broker went with rank 0's process is not waited for any more at the end."""
 LEAVE_TIMEOUT = 5.0
 """Seconds that an agent takes, when it leaves, to tell the owners of its references that they are gone."""
 _starting = threading.Lock()
+_ignore_rref_leak = True
+"""There for its name: references that are left at the end are let go of, and counted in the log."""
+_default_pickler: Any = _internal_rpc_pickler
+"""What writes Python calls; `_use_rpc_pickler` changes it."""
+
+
+@contextlib.contextmanager
+def _use_rpc_pickler(rpc_pickler: Any) -> Iterator[None]:
+    """Have Python calls written by `rpc_pickler.serialize`, in all threads, until the end of the block."""
+    global _default_pickler
+    _default_pickler = rpc_pickler
+    try:
+        yield
+    finally:
+        _default_pickler = _internal_rpc_pickler
+
+
+def _write_with_pickler(func: Any, args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], None]:
+    """The call of `func`, as a call that reads it first. TorchScript functions and operators stay as they are."""
+    target = identify(func)
+    if target.codec is not Codec.PYTHON:
+        return func, args, kwargs
+    written = _default_pickler.serialize(PythonUDF(func, tuple(args or ()), dict(kwargs or {})))
+    return _run_serialized_async if target.is_async else _run_serialized, tuple(written), None
 
 
 def _find_keyring(options: AgentOptions, key_file: str | None) -> Keyring | None:
@@ -84,12 +127,13 @@ def init_rpc(
 
     Args:
         name: this worker's name, unique among the living; `ZRPC_NAME` if None.
-        backend: ignored; there for `torch.distributed.rpc`'s order of arguments.
+        backend: None or `BackendType.TENSORPIPE`, which is zrpc here.
         rank: the id that this worker wants, -1 for any.
         world_size: with it, the group is static: this returns when so many workers are there, and `shutdown` waits for
             all of them. None: workers come and go.
-        rpc_backend_options: an `AgentOptions`, as `options`.
-        broker: the broker's address, tcp://HOST:PORT; `ZRPC_BROKER` if None.
+        rpc_backend_options: a `TensorPipeRpcBackendOptions`; or an `AgentOptions`, as `options`.
+        broker: the broker's address, tcp://HOST:PORT; `ZRPC_BROKER` if None. Without either the group meets at the
+            `init_method` of `rpc_backend_options`, "env://" if there are none, and the process of rank 0 has the broker.
         key_file: the cluster's key file; `ZRPC_KEY_FILE` if None.
         role: what this worker is for, shown by tools; `ZRPC_ROLE` if None.
         options: what else the agent is told; from `ZRPC_OPTIONS` if None.
@@ -100,20 +144,23 @@ def init_rpc(
         BrokerUnreachable: no broker answered within `options.init_timeout`.
         NameTaken, JoinRefused, VersionMismatch: the broker said no.
         GroupTimeout: not all were there in time; it names who was missing.
+        TypeError, ValueError: as torch raises them, for a wrong backend, options of it or init method.
     """
+    if isinstance(rpc_backend_options, AgentOptions):
+        options, rpc_backend_options = options or rpc_backend_options, None
+    asked = check_backend(backend, rpc_backend_options)
     present = find_agent()
     if present is not None:
         raise AlreadyInitialized(present.info.name)
     environ = os.environ
     name = check_name(environ.get("ZRPC_NAME", "") if name is None else name)
-    options = options or rpc_backend_options or from_environment()
+    options = options or from_environment()
     if not isinstance(options, AgentOptions):
         raise ConfigError("init_rpc", [f"options: expected an AgentOptions, not {type(options).__name__}"])
+    if rpc_backend_options is not None:
+        options = asked.to_agent_options(options)
     broker = broker or environ.get("ZRPC_BROKER", "")
-    if not broker:
-        raise ConfigError("init_rpc", ["expected the broker's address: pass broker=, or set ZRPC_BROKER"])
     wait = environ.get("ZRPC_WAIT", "") not in ("", "0") if wait is None else wait
-    keyring = _find_keyring(options, key_file)
     hello = Hello(
         name=name,
         nonce=secrets.randbits(63) or 1,
@@ -129,15 +176,68 @@ def init_rpc(
     with _starting:
         if find_agent() is not None:  # another thread was quicker
             raise AlreadyInitialized(current_agent().info.name)
-        agent = join(hello, broker, ZmqTransport(keyring, "member", Limits(options.max_message_bytes)), options)
+        if broker:
+            transport = ZmqTransport(_find_keyring(options, key_file), "member", Limits(options.max_message_bytes))
+            agent = join(hello, broker, transport, options)
+        else:
+            agent = meet(hello, asked.init_method, options)
         install_agent(agent)
         agent.start()
+    _check_device_maps(agent, asked)
 
 
-def join(hello: Hello, broker: str, transport: Transport, options: AgentOptions) -> Agent:
+def _check_device_maps(agent: Agent, asked: TensorPipeRpcBackendOptions) -> None:
+    if asked.device_maps and agent.is_static:
+        try:
+            asked.check_device_maps([member.name for member in agent.members()], agent.info.name)
+        except ValueError:
+            shutdown(graceful=False)
+            raise
+
+
+def meet(hello: Hello, init_method: str, options: AgentOptions) -> Agent:
+    """Join, or found, the group that meets at an init method; returns the agent, which is yet to be started."""
+    seconds = options.init_timeout if "ZRPC_OPTIONS" in os.environ else max(MEETING_TIMEOUT, options.rpc_timeout)
+    deadline = monotonic() + seconds
+    rank = rank_of(hello.id, init_method, os.environ)
+    party = Party(rank, hello.world_size, init_rounds[init_method], options.security)
+    meeting = plan_meeting(init_method, party, options.bind)
+    init_rounds[init_method] += 1
+    hello = replace(hello, id=rank, strict=True)
+    try:
+        while True:
+            place = meeting.find(deadline)
+            transport = ZmqTransport(place.keyring, "member", Limits(options.max_message_bytes))
+            here = options
+            if options.bind == AgentOptions().bind:
+                here = options.replace(bind=endpoint(place.interface))
+            try:
+                agent = join(hello, place.address, transport, here, deadline, meeting.patience)
+                break
+            except BrokerUnreachable:
+                if meeting.patience is None or monotonic() >= deadline:
+                    raise
+            hello = replace(hello, nonce=secrets.randbits(63) or 1)
+    except BaseException:
+        meeting.fail()
+        raise
+    agent.at_end.append(meeting.end)
+    agent.broker_grace = BROKER_GRACE
+    return agent
+
+
+def join(
+    hello: Hello,
+    broker: str,
+    transport: Transport,
+    options: AgentOptions,
+    deadline: float | None = None,
+    patience: float | None = None,
+) -> Agent:
     """Bind, find the broker, wait for the group; returns the agent, which is yet to be started.
 
-    The transport is the agent's from now on; it is closed when this fails.
+    The transport is the agent's from now on; it is closed when this fails. `deadline` is `options.init_timeout` from now
+    unless it is given; `patience` is the seconds to try when nobody listens there.
     """
     agents: list[Agent] = []
     try:
@@ -149,8 +249,9 @@ def join(hello: Hello, broker: str, transport: Transport, options: AgentOptions)
             replace(hello, address=address),
             statistics=lambda: agents[0].beat_statistics() if agents else {},
             wake=lambda: agents[0].receiver.wake() if agents else None,
+            patience=patience,
         )
-        deadline = deadline_after(options.init_timeout, monotonic())
+        deadline = deadline or deadline_after(options.init_timeout, monotonic())
         welcome = client.join(deadline, _say_who_is_missing(hello.name))
         info = WorkerInfo(hello.name, welcome.id)
         identity = Identity(info, welcome.incarnation, welcome.life, hello.role, address)
@@ -181,19 +282,19 @@ def shutdown(graceful: bool = True, timeout: float = 0) -> None:
     agent = find_agent()
     if agent is None:
         return
-    problem: GroupTimeout | None = None
     try:
         if graceful:
             deadline = deadline_after(timeout, monotonic())
-            if agent.is_static and not agent.wait_released(deadline):
-                missing = agent.missing_for_shutdown()
-                problem = GroupTimeout("a graceful shutdown of the group", timeout, (), missing, 1)
-            agent.drain(deadline, LEAVE_TIMEOUT)
+            try:
+                if agent.is_static:
+                    _wait_all_workers(timeout)
+            finally:
+                agent.drain(deadline, LEAVE_TIMEOUT)
     finally:
         remove_agent(agent)
         agent.close("this worker has shut down")
-    if problem is not None:
-        raise problem
+        for end in agent.at_end:
+            end(graceful)
 
 
 def serve(timeout: float | None = None) -> str:
@@ -234,7 +335,10 @@ def rpc_sync(
     Raises `ArgumentMismatch` or `EncodeError` (nothing was sent), `UnknownWorker`, `CallTimeout`, `WorkerLost`, a kind of
     `Refused`, or what the function raised there.
     """
-    return current_agent("rpc_sync").caller.call_sync(to, func, args, kwargs, timeout)
+    agent = current_agent("rpc_sync")
+    if _default_pickler is not _internal_rpc_pickler:
+        func, args, kwargs = _write_with_pickler(func, args, kwargs)
+    return agent.caller.call_sync(to, func, args, kwargs, timeout)
 
 
 def rpc_async(
@@ -245,7 +349,13 @@ def rpc_async(
     timeout: float = -1,
 ) -> Future[Any]:
     """As `rpc_sync`, but returns at once, with a `torch.futures.Future` of the result."""
-    return current_agent("rpc_async").caller.call_async(to, func, args, kwargs, timeout)
+    agent = current_agent("rpc_async")
+    if _default_pickler is not _internal_rpc_pickler:
+        func, args, kwargs = _write_with_pickler(func, args, kwargs)
+    future = agent.caller.call_async(to, func, args, kwargs, timeout)
+    if hasattr(collected, "future_list"):
+        collected.future_list.append(future)
+    return future
 
 
 def remote(
@@ -260,6 +370,8 @@ def remote(
     What the function raises is raised by `to_here`. `timeout` bounds how long the worker may take to accept the call.
     """
     agent = current_agent("remote")
+    if _default_pickler is not _internal_rpc_pickler:
+        func, args, kwargs = _write_with_pickler(func, args, kwargs)
     return RRef.of(agent.references, *agent.remote(to, func, args, kwargs, timeout))
 
 

@@ -93,8 +93,8 @@ class BrokerClient:
 
     `statistics` is asked for the numbers of each beat. `wake` is called, from any thread, when the driver must call
     `on_timer` soon although nothing became readable. `patience`: joining gives up when nobody has listened at the address
-    for so many seconds; None: it goes on until its deadline. Look-ups in `members_by_name` and `members_by_id` are safe from
-    any thread; take `members()` to go through all.
+    for so many seconds; None: it goes on until its deadline. Look-ups in `members_by_name` and `members_by_id` are safe
+    from any thread; take `members()` to go through all.
     """
 
     def __init__(

@@ -172,6 +172,8 @@ class RRefStatistics:
     """Users here, in any state."""
     num_handles: int
     """Local handles of users and owner records."""
+    num_shared_owners: int = 0
+    """Owner records that somebody else has a fork of."""
 
 
 # ------------------------------------------------------------------------------------------------- tables

@@ -368,6 +368,7 @@ class RRefTable:
             num_pending_futures=self._channels.count_due(),
             num_users=len(users),
             num_handles=sum(record.handles for record in users) + sum(record.handles for record in owners),
+            num_shared_owners=sum(bool(record.forks) for record in owners),
         )
 
     def __repr__(self) -> str:

@@ -65,6 +65,7 @@ class Meeting(ABC):
     def find(self, deadline: float) -> Place:
         """Where to join. Called again when nobody listened there. Raises `GroupTimeout` at the deadline."""
 
+    @abstractmethod
     def _withdraw(self, is_empty: bool) -> None:
         """The broker of this process has stopped; `is_empty`: no member was left."""
 

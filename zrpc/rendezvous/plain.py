@@ -34,6 +34,9 @@ class PlainMeeting(Meeting):
             return Place(self._address, keyring, interface)
         return Place(self._address, self._wait_for_key(deadline), interface)
 
+    def _withdraw(self, is_empty: bool) -> None:
+        """The key file is gone already, and there is nothing else."""
+
     def _make_key(self) -> Keyring | None:
         found = self._key_that_is_set()
         if found is not None or not self.party.security:

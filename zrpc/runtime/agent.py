@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import psutil
+import torch
 
 from zrpc.clock import Clock, earliest, monotonic
 from zrpc.errors import (
@@ -45,11 +46,12 @@ from zrpc.protocol.effects import (
 )
 from zrpc.protocol.rrefs import Peer as Life
 from zrpc.runtime.callee import Asker, Callee
-from zrpc.runtime.caller import Caller
+from zrpc.runtime.caller import Caller, Completion
 from zrpc.runtime.context import running
 from zrpc.runtime.directory import ClusterClient, MemberDirectory
 from zrpc.runtime.executor import Executor
 from zrpc.runtime.futures import Future, complete
+from zrpc.runtime.gathering import Gatherings
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.inspection import Inspection, read_map, write_map
 from zrpc.runtime.peers import Address, LoopbackPeer, PeerBook
@@ -60,7 +62,7 @@ from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.pickler import Hooks
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.transport.base import Frames, Listener, Received, Transport
-from zrpc.wire.envelope import Codec, Envelope, Kind, pack, unpack
+from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, unpack
 from zrpc.wire.limits import Limits
 from zrpc.wire.messages import Member
 
@@ -138,6 +140,12 @@ class Agent:
         self._clock = clock
         self._started = clock()
         self._released = threading.Event()
+        self.gatherings = Gatherings(clock)
+        self.at_end: list[Callable[[bool], None]] = []
+        """Called when the agent has ended; the argument says whether gracefully."""
+        self.broker_grace: float | None = None
+        """Seconds that a lost broker has to come back, after which the common end is not waited for; None: for ever."""
+        self._orphaned_at: float | None = None
         self._held: Held | None = None
         self._process = psutil.Process(os.getpid())
         limits = Limits(message_bytes=options.max_message_bytes)
@@ -155,7 +163,7 @@ class Agent:
         self.peers.add_self(LoopbackPeer(self.peers, me, self._deliver_to_self))
         ids = LocalIds(identity.info.id, identity.life)
         self.references = References(
-            identity, ids, self.peers, self.receiver, lambda: self.caller.rpc_timeout, self.fetch, clock
+            identity, ids, self.peers, self.receiver, self, clock
         )
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
@@ -188,13 +196,18 @@ class Agent:
 
     def next_deadline(self) -> float | None:
         """When the broker's client wants to be called."""
-        return self.client.next_deadline()
+        return earliest(self.client.next_deadline(), self._orphaned_at)
 
     def on_timer(self, now: float) -> None:
         self._on_news(self.client.on_timer(now))
+        if self._orphaned_at is not None and now >= self._orphaned_at:
+            self._orphaned_at = None
+            self._released.set()  # whoever would have said so is gone
 
     def wait_released(self, deadline: float | None) -> bool:
         """Wait until all of the static group want to end and no call is under way; False at the deadline."""
+        if self._released.is_set() or self.fenced is not None:
+            return True
         self.client.begin_shutdown(self._counts)
         left = None if deadline is None else max(0.0, deadline - self._clock())
         return self._released.wait(left)
@@ -221,6 +234,7 @@ class Agent:
     def _end(self, why: str) -> None:
         self.executor.stop(0.0)  # says that it stops; the threads end below
         self.receiver.wake()
+        self.references.close()
         self.caller.close(why)
         self.peers.close()
         if not self.executor.stop(5.0):
@@ -268,7 +282,7 @@ class Agent:
         """The value of a reference, wherever it is."""
         if reference.is_owner():
             return self.references.wait_for(reference.rref_id, self.caller.seconds(timeout))
-        self.references.check_usable(reference)
+        self.references.check_usable(reference, "call to_here() on it")
         peer = self.peers.find_life(reference.owner_life)
         if peer is None:
             raise RRefLost(
@@ -282,8 +296,50 @@ class Agent:
         except WorkerLost as error:
             raise RRefLost(str(reference.rref_id), peer.info.name, error.why) from None
         except (RRefLost, CallTimeout):
-            self.references.check_usable(reference)  # why its creation failed says more
+            self.references.check_usable(reference, "call to_here() on it")  # why its creation failed says more
             raise
+
+    def fetch_async(self, reference: Reference, timeout: float, done: Completion, touch: bool = False) -> int:
+        """Ask the owner of a reference for the value, or (`touch`) only for word that it is there.
+
+        Returns the number of the request, which `caller.cancel` takes. Raises when nothing was sent.
+        """
+        self.references.check_usable(reference, "call to_here() on it")
+        peer = self.peers.find_life(reference.owner_life)
+        rref = str(reference.rref_id)
+        owner = self.references.info_of(reference.owner_id).name
+        if peer is None:
+            raise RRefLost(rref, owner, "it cannot be reached")
+        assert reference.fork_id is not None
+        numbers = (*reference.rref_id, *reference.fork_id, 0, 0, 0, 0)
+
+        def answered(value: Any, error: BaseException | None) -> None:
+            if isinstance(error, WorkerLost):
+                error = RRefLost(rref, owner, error.why)
+            done(value, error)
+
+        what = f"{'waiting for' if touch else 'fetching'} the value of {rref}"
+        extra: dict[int, Any] | None = {Extra.TOUCH: True} if touch else None
+        return self.caller.request(peer, Kind.RREF_FETCH, what, numbers, timeout, answered, extra)
+
+    def await_value(self, reference: Reference, future: torch.futures.Future[None]) -> None:
+        """Complete a future when a reference's value is there, or cannot be; in time for the call that makes it."""
+        fork_id = reference.fork_id
+        if fork_id is None:
+            self.references.when_ready(reference.rref_id, lambda _value, error: complete(future, None, error))
+            return
+        deadline = self.references.creation_deadline(fork_id)
+
+        def done(_value: Any, error: BaseException | None) -> None:
+            if isinstance(error, CallTimeout) and deadline is not None:
+                self.references.creation_late(fork_id, error)
+            complete(future, None, error)
+
+        timeout = 0.0 if deadline is None else max(1e-6, deadline - self._clock())
+        try:
+            self.fetch_async(reference, timeout, done, touch=True)
+        except ZrpcError as error:
+            complete(future, None, error)
 
     # ------------------------------------------------------------------------------------ messages
 
@@ -325,10 +381,13 @@ class Agent:
         if envelope.rref is None:
             raise FrameError("a fetch without an RRef id")
         deadline = self._clock() + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
+        is_touch = bool(envelope.extra and envelope.extra.get(Extra.TOUCH))
 
         def answer(value: Any, error: BaseException | None, codec: Codec) -> None:
             if error is not None:
                 self.callee.answer_error(asker, envelope, error, 0)
+            elif is_touch:
+                self.callee.answer_value(asker, envelope, None, Codec.SCRIPT, 0, deadline)
             else:
                 self.callee.answer_value(asker, envelope, value, codec, 0, deadline)
 
@@ -395,12 +454,16 @@ class Agent:
             self._released.set()
         elif isinstance(news, BrokerLost):
             logger.warning("worker %s lost the broker (%s); calls between workers go on", self.info.name, news.why)
+            if self.broker_grace is not None:
+                self._orphaned_at = self._clock() + self.broker_grace
         elif isinstance(news, BrokerBack):
+            self._orphaned_at = None
             logger.warning("worker %s has the broker back", self.info.name)
 
     def _on_gone(self, news: MemberGone) -> None:
         member = news.member
         key = (member.id, member.incarnation)
+        self.gatherings.lose(member.name, news.why)
         peer = self.peers.lose(key, news.why)
         if peer is not None:
             self.caller.lose(peer, news.why)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from zrpc.errors import AlreadyInitialized, NotInitialized
 
 if TYPE_CHECKING:
     from zrpc.runtime.agent import Agent
+    from zrpc.runtime.scopes import Scope
 
 
 class Running(threading.local):
@@ -20,8 +22,8 @@ class Running(threading.local):
 
     agent: Agent | None = None
     """The agent whose pool this thread belongs to; None on the user's own threads."""
-    deadline: float | None = None
-    """Deadline of the call whose function runs here: calls that it makes inherit what is left."""
+    scope: Scope | None = None
+    """The call whose function runs here: its deadline is inherited by calls that it makes, and its cancellation."""
     destination: tuple[int, int] | None = None
     """(id, incarnation) of the worker that the message being written is for; None when nothing is being written."""
     expires: float | None = None
@@ -33,6 +35,10 @@ class Running(threading.local):
 
 
 running = Running()
+collected = threading.local()
+"""`future_list`, while it is there: what `rpc_async` of this thread has returned since."""
+init_rounds: Counter[str] = Counter()
+"""How often this process has joined a group, by init method: so that a second group there finds its own broker."""
 
 _lock = threading.Lock()
 _agent: Agent | None = None

@@ -24,6 +24,7 @@ class Gathering:
     objects: dict[str, Any] = field(default_factory=dict)
     is_complete: bool = False
     lost: tuple[str, str] | None = None
+    deserters: dict[str, str] = field(default_factory=dict)
 
 
 class Gatherings:
@@ -60,6 +61,17 @@ class Gatherings:
             gathering.is_complete = len(gathering.objects) == len(group)
             self._changed.notify_all()
 
+    def desert(self, key: str, name: str, why: str) -> None:
+        """At the leader: `name` does not come, because its message took too long."""
+        with self._changed:
+            self._find(key).deserters[name] = why
+            self._changed.notify_all()
+
+    def deserters(self, key: str) -> dict[str, str]:
+        """Who does not come, and why."""
+        with self._changed:
+            return dict(self._find(key).deserters)
+
     def settle(self, key: str, objects: dict[str, Any]) -> None:
         """At the others: the leader says what came together."""
         with self._changed:
@@ -69,10 +81,13 @@ class Gatherings:
             self._changed.notify_all()
 
     def wait(self, key: str, deadline: float | None) -> bool:
-        """Wait for the whole; False at the deadline. Raises `WorkerLost` when it can come no more."""
+        """Wait for the whole, or until somebody has said not to come; False at the deadline.
+
+        Raises `WorkerLost` when somebody is gone.
+        """
         with blocking_here(), self._changed:
             gathering = self._find(key)
-            while not gathering.is_complete:
+            while not gathering.is_complete and not gathering.deserters:
                 if gathering.lost is not None:
                     raise WorkerLost(*gathering.lost, "gathering with it")
                 left = time_left(deadline, self._clock())

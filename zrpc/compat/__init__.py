@@ -1,0 +1,1 @@
+"""zrpc under torch's names, for programs that are not changed."""
