@@ -18,6 +18,11 @@ from test_layers import LAYERS
 import zrpc
 from zrpc.cli.main import main
 from zrpc.config.loader import parse_config
+from zrpc.launch import printer, rundir, supervisor
+from zrpc.options import AgentOptions
+from zrpc.protocol.membership import RegistryOptions
+from zrpc.runtime import executor, peers
+from zrpc.wire import envelope
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -142,6 +147,32 @@ def test_the_layers_are_those_that_imports_are_held_to() -> None:
     rows = [row.split(" | ")[0] for row in table[0].splitlines()[2:] if row]
     drawn = [{name if name == "zrpc" else f"zrpc.{name}" for name in IN_LINE.findall(row)} for row in rows]
     assert drawn == [set(row) for row in LAYERS]
+
+
+def test_figures_in_the_text_are_those_of_the_code() -> None:
+    broker = RegistryOptions()
+    figures = {
+        "architecture.md": (
+            f"looks every {executor.TICK * 1e3:g} ms",
+            f"after {executor.TICK * 1e3:g} to {2 * executor.TICK * 1e3:g} ms",
+            f"take over {executor.SLOW * 1e3:g} ms",
+            f"up to {peers.IDLE_LANES} of which are kept",
+            f"body of up to {envelope.INLINE_BODY_BYTES >> 10} KiB and buffers of up to "
+            f"{envelope.INLINE_BUFFER_BYTES >> 10} KiB",
+            f"a beat each {broker.heartbeat_interval:g} s",
+            f"no beat for {broker.death_timeout:g} s",
+            f"nothing was heard for {broker.loss_grace:g} s",
+            f"collected for {broker.flush_interval * 1e3:g} ms",
+        ),
+        "operations.md": (
+            f"are named each {supervisor.NAG_SECONDS:g} s",
+            f"its last {printer.TAIL_LINES} lines",
+            f"logs of the last {rundir.KEPT} clusters",
+        ),
+        "README.md": (f"the default of {AgentOptions().rpc_timeout:g}",),
+    }
+    text_of = {page.name: " ".join(read(page).split()) for page in PAGES}
+    assert [said for page, all_said in figures.items() for said in all_said if said not in text_of[page]] == []
 
 
 # ------------------------------------------------------------------------------------------- what runs
