@@ -115,10 +115,6 @@ def return_a_lock() -> object:
     return threading.Lock()
 
 
-def deadline_left() -> float | None:
-    return None if running.scope is None else running.scope.deadline
-
-
 @functions.async_execution
 def add_later(a: int, b: int) -> torch.futures.Future[int]:
     future: torch.futures.Future[int] = torch.futures.Future()
@@ -225,7 +221,7 @@ def test_an_exception_that_cannot_be_made_here(cluster: LocalCluster) -> None:
 
 
 def test_a_result_that_cannot_be_sent_is_the_callers_error(cluster: LocalCluster) -> None:
-    with pytest.raises(EncodeError, match="cannot send result, of type _thread.lock"):
+    with pytest.raises(EncodeError, match=r"cannot send result, of type _thread\.lock"):
         cluster["a"].rpc_sync("b", return_a_lock)
 
 

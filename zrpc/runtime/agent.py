@@ -162,9 +162,7 @@ class Agent:
         me = Address(identity.info, identity.incarnation, identity.address)
         self.peers.add_self(LoopbackPeer(self.peers, me, self._deliver_to_self))
         ids = LocalIds(identity.info.id, identity.life)
-        self.references = References(
-            identity, ids, self.peers, self.receiver, self, clock
-        )
+        self.references = References(identity, ids, self.peers, self.receiver, self, clock)
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
         self.caller = Caller(identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock)
@@ -367,6 +365,8 @@ class Agent:
             self.callee.on_call(asker, envelope, is_local)
         elif kind == Kind.RREF_FETCH:
             self._on_fetch(asker, envelope)
+        elif kind == Kind.CANCEL:
+            self.callee.on_cancel(envelope)
         elif kind in _CONTROL:
             try:
                 self.references.on_control(envelope)

@@ -1,7 +1,11 @@
 """Incoming calls: find the function, read the arguments, run it, answer.
 
-One rule: a call is answered once, whatever happens to it; only a call whose deadline has passed before it starts is
-dropped without an answer, because nobody waits for one.
+One rule: a call is answered once, whatever happens to it: whoever takes it out of the table of calls under way answers
+it. Only a call whose deadline has passed before it starts is dropped without an answer, because nobody waits for one.
+
+    arrived --> waiting --> running --> done (answered)        a cancelled call is answered at once, from any state;
+                   |           '------> attached to a future    its function, if it is a Python function that runs, ends
+                   '--> dropped (too late)                      at its next check, and its result is dropped
 """
 
 from __future__ import annotations
@@ -16,14 +20,16 @@ from typing import Any, Protocol
 import torch
 
 from zrpc.clock import Clock, monotonic
-from zrpc.errors import FrameError, Unavailable, UnknownFunction
+from zrpc.errors import Cancelled, FrameError, Unavailable, UnknownFunction
 from zrpc.ids import GloballyUniqueId
 from zrpc.runtime.callables import ASYNC_ATTRIBUTE
 from zrpc.runtime.caller import size_of
 from zrpc.runtime.context import running
 from zrpc.runtime.executor import Executor
 from zrpc.runtime.identity import Identity
+from zrpc.runtime.methods import backward, invoke, not_a_future, type_of
 from zrpc.runtime.references import Reference, References
+from zrpc.runtime.scopes import Scope
 from zrpc.runtime.values import Values
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
@@ -41,16 +47,18 @@ class Asker(Protocol):
         """Send frames back. Raises `Unavailable` when there is nobody any more."""
 
 
-class Task:
+class Task(Scope):
     """A call that is being served."""
 
-    __slots__ = ("asker", "deadline", "envelope", "func", "is_async", "size")
+    __slots__ = ("asker", "envelope", "func", "has_started", "is_async", "key", "size")
 
     def __init__(self, asker: Asker, envelope: Envelope, func: Callable[..., Any] | None, now: float) -> None:
+        super().__init__(now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None)
         self.asker = asker
         self.envelope = envelope
         self.func = func
-        self.deadline = now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
+        self.key = envelope.sender, envelope.sender_incarnation, envelope.message_id
+        self.has_started = False
         self.is_async = bool(envelope.extra and envelope.extra.get(Extra.ASYNC))
         self.size = envelope.nbytes()
 
@@ -83,6 +91,7 @@ class Callee:
         self._meter = meter
         self._limits = limits
         self._clock = clock
+        self._tasks: dict[tuple[int, int, int], Task] = {}
 
     # ------------------------------------------------------------------------------------ arriving
 
@@ -100,6 +109,8 @@ class Callee:
             self._values.drop(envelope)
             self._answer_error(task, error)
             return
+        if envelope.kind == Kind.CALL:
+            self._tasks[task.key] = task
 
         def job() -> None:
             self._start(task)
@@ -109,6 +120,20 @@ class Callee:
             self._executor.submit(job, key)
         else:
             self._executor.run(job, key)
+
+    def on_cancel(self, envelope: Envelope) -> None:
+        """A call is not wanted any more. Does nothing if it has been answered, or was never made."""
+        task = self._tasks.pop((envelope.sender, envelope.sender_incarnation, envelope.message_id), None)
+        if task is None:
+            return
+        task.cancel()
+        if not task.has_started:
+            self._values.drop(task.envelope)
+        self._answer_error(task, Cancelled(f"the call of {task.envelope.function} was cancelled"))
+
+    def under_way(self) -> int:
+        """Calls that have come and have not been answered."""
+        return len(self._tasks)
 
     def _find_function(self, task: Task) -> bool:
         """Find a TorchScript function by its content; False when its code must be asked for."""
@@ -156,7 +181,12 @@ class Callee:
 
     def _start(self, task: Task) -> None:
         """Read the arguments and run the function, on the thread that will run it."""
+        if task.is_cancelled:
+            return
+        task.has_started = True
         if task.deadline is not None and self._clock() >= task.deadline and task.envelope.kind == Kind.CALL:
+            if self._tasks.pop(task.key, None) is None:
+                return
             self._values.drop(task.envelope)
             self._meter.dropped()
             return
@@ -165,10 +195,12 @@ class Callee:
         except BaseException as error:
             self._finish(task, None, error)
             return
-        if task.envelope.codec == Codec.PYTHON:
-            self._run(task, func, args, kwargs)
-        else:
+        if task.envelope.codec != Codec.PYTHON:
             self._run_script(task, func, args, kwargs)
+        elif func is invoke or func is type_of or func is backward:
+            self._run_on_value(task, func, args, kwargs)
+        else:
+            self._run(task, func, args, kwargs)
 
     def _read(self, task: Task) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         envelope = task.envelope
@@ -186,6 +218,22 @@ class Callee:
         if not callable(func) or not isinstance(args, tuple) or not isinstance(kwargs, dict):
             raise FrameError(f"the body of the call to {envelope.function} is not a function's arguments")
         return func, args, kwargs
+
+    def _run_on_value(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run a function of `methods` when the value of its reference is there; no thread waits for that."""
+        reference = args[0] if args else None
+        if not isinstance(reference, Reference) or not reference.is_owner():
+            what = f"{task.envelope.function} of something that is not a reference to a value of this worker"
+            self._finish(task, None, FrameError(what))
+            return
+
+        def go_on(_value: Any, _error: BaseException | None) -> None:
+            self._executor.submit(lambda: self._run(task, func, args, kwargs))
+
+        if self._references.is_ready(reference.rref_id):
+            self._run(task, func, args, kwargs)
+        else:
+            self._references.when_ready(reference.rref_id, go_on)
 
     def _run_script(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put the values in the place of references that are owned here; wait, without a thread, for those to come."""
@@ -213,26 +261,33 @@ class Callee:
             self._run(task, func, plain, kwargs)
 
     def _run(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        saved = running.deadline
-        running.deadline = task.deadline
+        saved = running.scope
+        running.scope = task
         try:
             value = func(*args, **kwargs)
         except BaseException as error:  # whatever a user function raises belongs to its caller
-            if task.envelope.codec == Codec.PYTHON:
+            if task.envelope.codec == Codec.PYTHON and not task.is_cancelled:
                 print("".join(traceback.format_exception(error)), file=sys.stderr)
             self._finish(task, None, error)
             return
         finally:
-            running.deadline = saved
+            running.scope = saved
         if isinstance(value, torch._C.Future) and self._is_async(task, func):
             self._attach(task, value)
         elif task.is_async:
-            self._finish(task, None, RuntimeError(_not_a_future(task, value)))
+            self._finish(task, None, RuntimeError(self._wrong_result(task, value)))
         else:
             self._finish(task, value, None)
 
     def _is_async(self, task: Task, func: Any) -> bool:
-        return task.is_async or task.envelope.codec != Codec.PYTHON or hasattr(func, ASYNC_ATTRIBUTE)
+        return task.is_async or task.envelope.codec != Codec.PYTHON or func is invoke or hasattr(func, ASYNC_ATTRIBUTE)
+
+    @staticmethod
+    def _wrong_result(task: Task, value: Any) -> str:
+        if task.envelope.codec == Codec.SCRIPT:
+            kind = "Tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+            return f"Async functions must return an IValue of Future type, but got {kind}"
+        return not_a_future(value, task.envelope.function)
 
     def _attach(self, task: Task, future: torch._C.Future[Any]) -> None:
         """Answer when the function's future is complete."""
@@ -255,6 +310,8 @@ class Callee:
         if rref_id is not None:
             self._meter.served(task.size, 0, error is not None)
             self._references.set_value(rref_id, value, error, Codec(task.envelope.codec))
+        elif self._tasks.pop(task.key, None) is None:
+            pass  # cancelled, and answered then
         elif error is not None:
             self._answer_error(task, error)
         else:
@@ -302,16 +359,6 @@ class Callee:
             self._values.take_back(
                 reply, (request.sender, request.sender_incarnation)
             )  # the caller is gone, and its error with it
-
-
-def _not_a_future(task: Task, value: Any) -> str:
-    if task.envelope.codec == Codec.SCRIPT:
-        kind = "Tensor" if isinstance(value, torch.Tensor) else type(value).__name__
-        return f"Async functions must return an IValue of Future type, but got {kind}"
-    return (
-        "Functions decorated with @rpc.async_function must return a torch.futures.Future object, "
-        f"but got {type(value)}: {task.envelope.function}"
-    )
 
 
 def import_function(name: str) -> Callable[..., Any]:

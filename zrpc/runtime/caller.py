@@ -6,13 +6,14 @@ the loss of its worker.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zrpc.clock import Clock, monotonic, time_left
-from zrpc.errors import CallTimeout, FrameError, LocalFault, WorkerLost, ZrpcError
+from zrpc.errors import CallTimeout, Cancelled, FrameError, LocalFault, Unavailable, WorkerLost, ZrpcError
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import CallTable
 from zrpc.runtime.callables import Target, identify
@@ -23,7 +24,9 @@ from zrpc.runtime.identity import Identity
 from zrpc.runtime.inspection import read_map, write_map
 from zrpc.runtime.peers import Peer, PeerBook
 from zrpc.runtime.receiver import Receiver
-from zrpc.runtime.values import Values
+from zrpc.runtime.scopes import Scope
+from zrpc.runtime.threadstate import capture
+from zrpc.runtime.values import Values, forks_of
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack
 
@@ -87,6 +90,7 @@ class Caller:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._table: CallTable[PendingCall] = CallTable()
+        self._cancelled: dict[int, PendingCall] = {}  # with references in them that their replies will settle
         self._next_id = itertools.count(1)
         self._is_closed = False
 
@@ -119,13 +123,22 @@ class Caller:
         kwargs: Mapping[str, Any] | None,
         timeout: float,
     ) -> Future[Any]:
-        """Call and return a future of the result; see `zrpc.rpc_async`."""
+        """Call and return a future of the result; see `zrpc.rpc_async`.
+
+        Its callbacks run in the thread state (grad mode and so on) that the call is made in.
+        """
         future: Future[Any] = Future()
+        state = capture()
 
         def done(value: Any, error: BaseException | None) -> None:
-            complete(future, value, error)
+            if state is None:
+                complete(future, value, error)
+            else:
+                with state:
+                    complete(future, value, error)
 
-        self.call(self._peers.find(to), Kind.CALL, func, args, kwargs, timeout, done)
+        message_id = self.call(self._peers.find(to), Kind.CALL, func, args, kwargs, timeout, done)
+        future.abort = functools.partial(self.cancel, message_id)
         return future
 
     def call(
@@ -138,21 +151,61 @@ class Caller:
         timeout: float,
         done: Completion,
         rref: RRefNumbers | None = None,
-    ) -> None:
-        """Send a call; `done` is called once, by the receiving thread. Raises when nothing was sent."""
+    ) -> int:
+        """Send a call; `done` is called once, by the receiving thread. Raises when nothing was sent.
+
+        Returns its message id, which `cancel` takes.
+        """
         target = identify(func)
         timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
         envelope = self._write(kind, message_id, peer, target, args, kwargs, deadline, rref)
+        scope = running.scope
+        if scope is not None and kind == Kind.CALL:
+            done = self._enrolled(message_id, done, scope)
         self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done))
+        if scope is not None and kind == Kind.CALL:
+            self._enroll(message_id, scope)
+        return message_id
 
-    def request(self, peer: Peer, kind: Kind, what: str, rref: RRefNumbers, timeout: float, done: Completion) -> None:
-        """Send a message without a function (a fetch of a remote value) that has a reply; `what` names it in errors."""
+    def _enrolled(self, message_id: int, done: Completion, scope: Scope) -> Completion:
+        """`done`, and the call leaves the scope of the function that made it."""
+
+        def leave_too(value: Any, error: BaseException | None) -> None:
+            scope.leave(message_id)
+            done(value, error)
+
+        return leave_too
+
+    def _enroll(self, message_id: int, scope: Scope) -> None:
+        """Have the call cancelled with the one that it is made in."""
+        scope.enroll(message_id, functools.partial(self.cancel, message_id))
+        with self._lock:
+            has_ended = self._table.get(message_id) is None
+        if has_ended:
+            scope.leave(message_id)
+
+    def request(
+        self,
+        peer: Peer,
+        kind: Kind,
+        what: str,
+        rref: RRefNumbers,
+        timeout: float,
+        done: Completion,
+        extra: dict[int, Any] | None = None,
+    ) -> int:
+        """Send a message without a function (a fetch of a remote value) that has a reply; `what` names it in errors.
+
+        Returns its message id, which `cancel` takes.
+        """
         timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.rref = rref
+        envelope.extra = extra
         self._begin(PendingCall(message_id, peer, Target(what, Codec.NONE), envelope, deadline, timeout, done))
+        return message_id
 
     def request_sync(self, peer: Peer, kind: Kind, what: str, rref: RRefNumbers, timeout: float) -> Any:
         """As `request`, waiting for the reply's value on a lane."""
@@ -185,7 +238,11 @@ class Caller:
     def _deadline(self, timeout: float) -> tuple[float, float | None]:
         """(timeout in seconds, deadline): the call's own, or what is left of the call that it is made in."""
         timeout = self.seconds(timeout)
-        inherited = running.deadline
+        scope = running.scope
+        inherited = None
+        if scope is not None:
+            scope.check()
+            inherited = scope.deadline
         now = self._clock()
         if inherited is not None and (not timeout or inherited < now + timeout):
             return max(0.0, inherited - now), inherited
@@ -229,16 +286,26 @@ class Caller:
     ) -> Envelope:
         """Send on a lane and return the reply. Raises `CallTimeout` and `WorkerLost`."""
         frames = self._pack(envelope, peer)
+        scope = running.scope
         with blocking_here():
             lane = peer.borrow_lane()
+            if scope is not None:
+                scope.enroll(message_id, lane.ear.wake)
             try:
-                reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock)
+                reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
                 if reply is not None and reply.kind == Kind.NEED_CODE:
                     frames = self._attach_code(envelope, target, peer)
-                    reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock)
+                    reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
+            except Cancelled:
+                lane.link.send(pack(self._envelope(Kind.CANCEL, message_id, peer, None)))
+                peer.abandon_lane(lane)
+                raise
             except BaseException:
                 peer.abandon_lane(lane)
                 raise
+            finally:
+                if scope is not None:
+                    scope.leave(message_id)
             if reply is None:
                 peer.abandon_lane(lane)
                 raise CallTimeout(peer.info.name, target.name, timeout)
@@ -294,6 +361,9 @@ class Caller:
         call = self._finish(envelope.message_id)
         if call is None:
             self._values.drop(envelope)  # it came too late; the references in it must still be let go
+            call = self._cancelled.pop(envelope.message_id, None)
+            if call is not None:
+                self._values.delivered(call.envelope, call.peer.key)
             return
         self._meter.answered(envelope.nbytes())
         self._values.delivered(call.envelope, call.peer.key)
@@ -306,6 +376,22 @@ class Caller:
             call.done(None, error)
         else:
             call.done(value, None)
+
+    def cancel(self, message_id: int) -> bool:
+        """End a call now, with `Cancelled`, and tell its callee; False if it has ended already."""
+        with self._lock:
+            call = self._table.finish(message_id)
+            if call is None:
+                return False
+            if forks_of(call.envelope):
+                self._cancelled[message_id] = call
+            self._idle.notify_all()
+        try:
+            call.peer.send(pack(self._envelope(Kind.CANCEL, message_id, call.peer, None)))
+        except Unavailable:
+            pass  # nobody is there who could go on with it
+        call.done(None, Cancelled(f"the call of {call.target.name} on worker {call.peer.info.name!r} was cancelled"))
+        return True
 
     def _resend(self, call: PendingCall) -> None:
         try:
@@ -329,6 +415,8 @@ class Caller:
         """The peer's life is over: its calls fail now."""
         with self._lock:
             lost = self._table.lose(peer.key)
+            for message_id in [number for number, call in self._cancelled.items() if call.peer is peer]:
+                del self._cancelled[message_id]
             self._idle.notify_all()
         self._fail(lost, why)
 

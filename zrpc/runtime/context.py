@@ -24,6 +24,7 @@ class Running(threading.local):
     """The agent whose pool this thread belongs to; None on the user's own threads."""
     scope: Scope | None = None
     """The call whose function runs here: its deadline is inherited by calls that it makes, and its cancellation."""
+
     destination: tuple[int, int] | None = None
     """(id, incarnation) of the worker that the message being written is for; None when nothing is being written."""
     expires: float | None = None
@@ -32,6 +33,11 @@ class Running(threading.local):
     """Forks made for that message, seven numbers each."""
     origin: tuple[int, int] | None = None
     """(id, incarnation) of the worker whose message is being read; None when nothing is being read."""
+
+    @property
+    def deadline(self) -> float | None:
+        """Deadline of the call whose function runs here."""
+        return None if self.scope is None else self.scope.deadline
 
 
 running = Running()

@@ -19,6 +19,7 @@ from zrpc.errors import UnknownWorker, WorkerLost, ZrpcError
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import WorkerKey
 from zrpc.runtime.receiver import Receiver, Source
+from zrpc.runtime.scopes import Scope
 from zrpc.transport.base import Frames, Link, Transport
 from zrpc.transport.poller import Ear
 from zrpc.wire.envelope import Envelope, unpack
@@ -71,10 +72,12 @@ class Lane:
         peer: Peer,
         late: Handler,
         clock: Clock = monotonic,
+        scope: Scope | None = None,
     ) -> Envelope | None:
         """Send, and wait for the reply to `message_id`; None when the deadline passed first.
 
-        Replies to earlier calls go to `late`. Raises `WorkerLost` when the peer is lost meanwhile.
+        Replies to earlier calls go to `late`. Raises `WorkerLost` when the peer is lost meanwhile, `Cancelled` when the
+        scope is cancelled that the call is made in.
         """
         link = self.link
         link.send(frames)
@@ -88,6 +91,8 @@ class Lane:
                 continue
             if peer.lost is not None:
                 raise WorkerLost(peer.info.name, peer.lost, "waiting for its reply")
+            if scope is not None:
+                scope.check()
             left = time_left(deadline, clock())
             if left == 0.0:
                 return None

@@ -10,9 +10,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from zrpc.clock import Clock, monotonic, time_left
+import torch
+
+from zrpc.clock import Clock, earliest, monotonic, time_left
 from zrpc.errors import CallTimeout, RRefLost, RRefMisuse, Unavailable
 from zrpc.ids import ForkId, GloballyUniqueId, LocalIds, RRefId, WorkerInfo
 from zrpc.protocol.calls import WorkerKey
@@ -38,6 +40,9 @@ from zrpc.runtime.peers import PeerBook
 from zrpc.runtime.receiver import Receiver
 from zrpc.wire.envelope import Codec, Envelope, Kind, pack
 
+if TYPE_CHECKING:
+    from zrpc.runtime.caller import Caller
+
 logger = logging.getLogger(__name__)
 
 UNKNOWN_PATIENCE = 10.0
@@ -45,6 +50,27 @@ UNKNOWN_PATIENCE = 10.0
 message, and far longer than an announcement takes."""
 
 Waiter = Callable[[Any, BaseException | None], None]
+
+CREATION_LATE = (
+    "RRef creation via rpc.remote() timed out, and it is possible that the RRef on the owner node does not exist."
+)
+"""What torch says of a reference whose creation took longer than its timeout."""
+
+
+class Calls(Protocol):
+    """What references ask of their agent."""
+
+    caller: Caller
+    references: References
+
+    def remote(self, to: Any, func: Any, args: Any, kwargs: Any, timeout: float) -> tuple[RRefId, ForkId | None, Life]:
+        """Have a worker make a value; returns what the handle of a reference to it is made of."""
+
+    def fetch(self, reference: Reference, timeout: float) -> Any:
+        """The value of a reference, wherever it is."""
+
+    def await_value(self, reference: Reference, future: torch.futures.Future[None]) -> None:
+        """Complete a future when the value is there, or cannot be."""
 
 
 class OwnedValue:
@@ -98,7 +124,7 @@ class Reference:
                 f"For UserRRef(rref_id={self.rref_id}, fork_id={self.fork_id}), "
                 f"can't call localValue() on user {me}. Call it on owner {owner}"
             )
-        return self._book.wait_for(self.rref_id, self._book.default_timeout())
+        return self._book.wait_for(self.rref_id, self._book.calls.caller.rpc_timeout)
 
     def __del__(self) -> None:
         if getattr(self, "_is_held", False):
@@ -114,13 +140,11 @@ class References:
         ids: LocalIds,
         peers: PeerBook,
         receiver: Receiver,
-        default_timeout: Callable[[], float],
-        fetch: Callable[[Reference, float], Any],
+        calls: Calls,
         clock: Clock = monotonic,
     ) -> None:
         self.identity = identity
-        self.default_timeout = default_timeout
-        self.fetch = fetch
+        self.calls = calls
         self._me = Life(identity.info.id, identity.incarnation)
         self._peers = peers
         self._receiver = receiver
@@ -130,7 +154,9 @@ class References:
         self._table = RRefTable(identity.info.id, ids, identity.incarnation)
         self._values: dict[RRefId, OwnedValue] = {}
         self._creation_errors: dict[ForkId, BaseException] = {}
-        self._held: set[ForkId] = set()  # made here, and still held by a handle: only those have an error to tell
+        # Made here, and still held by a handle (only those have an error to tell); until when the value is to be made.
+        self._held: dict[ForkId, float | None] = {}
+        self._is_closed = False
         self._unreachable: dict[Life, float] = {}
         self._names: dict[int, WorkerInfo] = {identity.info.id: identity.info}
         # Finalizers run at any moment, even while this thread holds the lock: they only put their handle here.
@@ -158,7 +184,7 @@ class References:
         """A reference to a value that a call to `owner` will make."""
         with self._lock:
             fork = self._table.create_user(Life(*owner), expires)
-            self._held.add(fork.fork_id)
+            self._held[fork.fork_id] = expires
         self._receiver.expect(self.next_deadline())
         return fork
 
@@ -170,10 +196,24 @@ class References:
                 effects = self._table.user_confirmed(fork.fork_id, now)
             else:
                 effects = self._table.creation_failed(fork.fork_id, now)
-                if fork.fork_id in self._held:
-                    self._creation_errors[fork.fork_id] = error
+                self._note_creation_error(fork.fork_id, error)
             sends = self._apply(effects)
         self._perform(sends)
+
+    def creation_late(self, fork_id: ForkId, error: BaseException) -> None:
+        """The owner accepted the call, but did not make the value in time."""
+        with self._lock:
+            self._note_creation_error(fork_id, error)
+
+    def _note_creation_error(self, fork_id: ForkId, error: BaseException) -> None:
+        if fork_id in self._held:
+            if isinstance(error, CallTimeout):
+                error = CallTimeout(error.worker, error.function, error.seconds, CREATION_LATE)
+            self._creation_errors[fork_id] = error
+
+    def creation_deadline(self, fork_id: ForkId | None) -> float | None:
+        """Until when the value was to be made, for a reference that a call of this worker's created."""
+        return None if fork_id is None else self._held.get(fork_id)
 
     def creation_not_sent(self, fork: Fork) -> None:
         """The call that makes the value could not be sent."""
@@ -230,11 +270,21 @@ class References:
         if owned is None or not owned.is_done:
             done = threading.Event()
             self.when_ready(rref_id, lambda _value, _error: done.set())
-            limits = [self._clock() + timeout] if timeout else []
-            deadline = min([*limits, *([running.deadline] if running.deadline is not None else [])], default=None)
-            with blocking_here():
-                if not done.wait(time_left(deadline, self._clock())):
-                    raise CallTimeout(self.identity.info.name, f"waiting for the value of {rref_id}", timeout)
+            deadline = self._clock() + timeout if timeout else None
+            scope = running.scope
+            if scope is not None:
+                deadline = earliest(deadline, scope.deadline)
+                scope.check()
+                scope.enroll(id(done), done.set)
+            try:
+                with blocking_here():
+                    if not done.wait(time_left(deadline, self._clock())):
+                        raise CallTimeout(self.identity.info.name, f"waiting for the value of {rref_id}", timeout)
+            finally:
+                if scope is not None:
+                    scope.leave(id(done))
+            if scope is not None:
+                scope.check()
             owned = self._values.get(rref_id)
             if owned is None:
                 raise RRefLost(str(rref_id), self.identity.info.name, "it has been released")
@@ -260,14 +310,16 @@ class References:
 
     # ------------------------------------------------------------------------------------ using
 
-    def check_usable(self, reference: Reference) -> None:
-        """Raise what became of a reference's creation, if that failed, or `RRefLost`."""
+    def check_usable(self, reference: Reference, use: str) -> None:
+        """Raise what became of a reference's creation, if that failed, or `RRefLost`; `RRefMisuse` after shutdown."""
         fork_id = reference.fork_id
         if fork_id is None:
             return
         error = self._creation_errors.get(fork_id)
         if error is not None:
             raise error
+        if self._is_closed:
+            raise RRefMisuse(f"{reference} has been deleted. Cannot {use} after deletion.")
         if self._table.user_state(fork_id) in ("lost", "deleted"):
             owner = self.info_of(reference.owner_id).name
             raise RRefLost(str(reference.rref_id), owner, "the owner has died or left")
@@ -292,6 +344,8 @@ class References:
 
     def fork_for_message(self, reference: Reference) -> tuple[int, ...]:
         """The reference is being written into a message: the numbers that travel."""
+        if self._is_closed or self._creation_errors:
+            self.check_usable(reference, "call fork an UserRRef")
         to = running.destination
         if to is None:
             raise RRefMisuse("Can not pickle rref in python pickler, rref can only be pickled when using RPC")
@@ -392,7 +446,7 @@ class References:
             while self._dropped:
                 rref_id, fork_id = self._dropped.popleft()
                 if fork_id is not None:
-                    self._held.discard(fork_id)
+                    self._held.pop(fork_id, None)
                     self._creation_errors.pop(fork_id, None)
                 effects += self._table.handle_dropped(rref_id, fork_id, now)
             effects += self._table.timer_fired(now)
@@ -404,10 +458,15 @@ class References:
     def drop_all(self) -> Sequence[Leak]:
         """At shutdown: let all references go, and tell their owners. Returns what was still held."""
         with self._lock:
+            self._is_closed = True
             leaks, effects = self._table.drop_all(self._clock())
             sends = self._apply(effects)
         self._perform(sends)
         return leaks
+
+    def close(self) -> None:
+        """The worker has left: references to values elsewhere are of no use any more."""
+        self._is_closed = True
 
     def wait_drained(self, deadline: float | None) -> bool:
         """Wait until nobody has to be told anything any more; False at the deadline."""

@@ -123,6 +123,8 @@ class Extra(IntEnum):
     """Forks of references carried in the body: a flat list, seven integers each (see `protocol.rref_model`)."""
     ASYNC = 3
     """True: the function returns a future; the reply is sent when that is complete."""
+    TOUCH = 4
+    """True, in a fetch: the asker wants to know when the value is there, and not the value."""
 
 
 class Envelope:

@@ -1,0 +1,64 @@
+"""What the function of a call has to mind: until when it may run, and whether it is wanted any more.
+
+One rule: cancelling goes down. Whatever a function waits for is enrolled in its scope, and is ended with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from zrpc.errors import Cancelled
+from zrpc.runtime.context import running
+
+
+class Scope:
+    """A call that is being served, as its function sees it. Safe to use from any thread."""
+
+    __slots__ = ("_nested", "deadline", "is_cancelled")
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline
+        self.is_cancelled = False
+        self._nested: dict[int, Callable[[], object]] | None = None
+
+    def check(self) -> None:
+        """Raise `Cancelled` if the call was cancelled."""
+        if self.is_cancelled:
+            raise Cancelled("the call that this function runs for was cancelled")
+
+    def enroll(self, number: int, end: Callable[[], object]) -> None:
+        """Have `end` called when this is cancelled: at once if it is already. `number` is for `leave`."""
+        nested = self._nested
+        if nested is None:
+            nested = self._nested = {}
+        nested[number] = end
+        if self.is_cancelled:  # in between: one of the two sees the other's write
+            nested.pop(number, None)
+            end()
+
+    def leave(self, number: int) -> None:
+        """What was enrolled has ended by itself."""
+        if self._nested is not None:
+            self._nested.pop(number, None)
+
+    def cancel(self) -> None:
+        """The function is not wanted any more: end what it waits for, and let its next check raise."""
+        self.is_cancelled = True
+        nested = self._nested
+        while nested:
+            try:
+                _, end = nested.popitem()
+            except KeyError:  # the last one has ended by itself
+                break
+            end()
+
+
+def check_cancelled() -> None:
+    """Raise `Cancelled` if the call that this function runs for was cancelled.
+
+    For long Python functions, between their steps. Every zrpc call and wait inside a function checks by itself. Does
+    nothing outside of a call.
+    """
+    scope = running.scope
+    if scope is not None:
+        scope.check()
