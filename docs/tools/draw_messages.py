@@ -48,13 +48,21 @@ KINDS: Mapping[Kind, tuple[str, str, str]] = {
         "",
     ),
     Kind.ERROR: ("callee to caller", "msgpack, see [Errors](#errors)", ""),
-    Kind.CANCEL: ("", "", "reserved, not sent yet"),
+    Kind.CANCEL: (
+        "caller to callee",
+        "none; the message id is that of the call",
+        "ERROR `Cancelled` in answer to the call, at once; nothing when the call has been answered, or is not known",
+    ),
     Kind.NEED_CODE: (
         "callee to caller",
         "none",
         "the same message again, with the code as its last buffer and its index in the extra key CODE",
     ),
-    Kind.RREF_FETCH: ("user to owner", "none; the header has the ids", "REPLY with the value when there is one; ERROR"),
+    Kind.RREF_FETCH: (
+        "user to owner",
+        "none; the header has the ids",
+        "REPLY with the value when there is one, or with nil if the extra key TOUCH is set; ERROR",
+    ),
     Kind.RREF_FORK_REQUEST: ("user to owner", "none", "ACK"),
     Kind.RREF_CHILD_ACCEPT: ("receiver of a fork to its parent", "none", "ACK"),
     Kind.RREF_USER_ACCEPT: ("", "", "reserved: the ACK of a FORK_REQUEST says it"),

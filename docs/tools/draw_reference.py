@@ -69,7 +69,7 @@ REMEDIES: Mapping[str, str] = {
     "StaleIncarnation": "the worker has restarted: call again, by its name",
     "CallTimeout": "the function may still run there; raise the timeout, or look why it is slow",
     "GroupTimeout": "start those that it names, or raise `init_timeout`",
-    "Cancelled": "nothing raises it yet",
+    "Cancelled": "whoever made the call did not want it any more; nothing is wrong",
     "RemoteFault": "read the remote traceback in it; the exception's type is not imported here",
     "FrameError": "the peer is no zrpc, or is damaged; what was refused is counted",
     "VersionMismatch": "install the same torch-zrpc on both sides",
