@@ -31,6 +31,7 @@ LAYERS = (
     ("zrpc.rendezvous", "zrpc.internal", "zrpc.debug"),
     ("zrpc.collectives", "zrpc.backend_registry"),
     ("zrpc.api",),
+    ("zrpc.aio",),
     ("zrpc",),  # re-exports, and does nothing else
     ("zrpc.launch", "zrpc.testing"),
     ("zrpc.workers", "zrpc.cli"),
@@ -46,7 +47,7 @@ HOMES = {
     "rich": {"zrpc.launch", "zrpc.cli"},
     "click": {"zrpc.cli"},
     "sklearn": (),
-    "asyncio": (),
+    "asyncio": {"zrpc.aio", "zrpc.runtime.eventloop"},
 }
 
 INPUT_AND_OUTPUT = ("socket", "select", "selectors", "ssl", "subprocess", "multiprocessing", "threading", "concurrent")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zrpc.version import __version__
 
 if TYPE_CHECKING:
-    from zrpc import errors, functions
+    from zrpc import aio, errors, functions
     from zrpc.api import (
         get_rpc_timeout,
         get_worker_info,
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from zrpc.ids import WorkerInfo
     from zrpc.options import AgentOptions
     from zrpc.rref import RRef
-    from zrpc.runtime.futures import Future
+    from zrpc.runtime.futures import Future, cancel, collect_all, wait_all
+    from zrpc.runtime.scopes import check_cancelled
     from zrpc.version import is_available
 
 __all__ = [
@@ -43,6 +44,10 @@ __all__ = [
     "TensorPipeRpcBackendOptions",
     "WorkerInfo",
     "__version__",
+    "aio",
+    "cancel",
+    "check_cancelled",
+    "collect_all",
     "errors",
     "functions",
     "get_rpc_timeout",
@@ -56,6 +61,7 @@ __all__ = [
     "rpc_sync",
     "serve",
     "shutdown",
+    "wait_all",
     "worker_statistics",
 ]
 
@@ -67,9 +73,13 @@ _HOMES = {
     "RpcBackendOptions": "backend_options",
     "TensorPipeRpcBackendOptions": "backend_options",
     "WorkerInfo": "ids",
+    "cancel": "runtime.futures",
+    "check_cancelled": "runtime.scopes",
+    "collect_all": "runtime.futures",
     "is_available": "version",
+    "wait_all": "runtime.futures",
 }
-_MODULES = ("errors", "functions")
+_MODULES = ("aio", "errors", "functions")
 
 # Names of torch.distributed.rpc that programs use although they are not public, and its modules: there, but not listed.
 _ALSO = {

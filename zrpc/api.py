@@ -39,7 +39,7 @@ from zrpc.rref import RRef, rref_hooks
 from zrpc.runtime.agent import Agent
 from zrpc.runtime.callables import identify
 from zrpc.runtime.context import collected, current_agent, find_agent, init_rounds, install_agent, remove_agent
-from zrpc.runtime.futures import Future
+from zrpc.runtime.futures import Future, teach_torch
 from zrpc.runtime.identity import Identity
 from zrpc.transport.base import Transport
 from zrpc.transport.curve import Keyring, load_key_file
@@ -56,6 +56,8 @@ To = str | int | WorkerInfo
 
 BROKER_GRACE = 5.0
 """Seconds after which a group whose broker went with rank 0's process is not waited for any more at the end."""
+QUIET = 3.0
+"""Seconds that a group may take to form before it is said who is missing."""
 LEAVE_TIMEOUT = 5.0
 """Seconds that an agent takes, when it leaves, to tell the owners of its references that they are gone."""
 _starting = threading.Lock()
@@ -100,8 +102,11 @@ def _find_keyring(options: AgentOptions, key_file: str | None) -> Keyring | None
 
 def _say_who_is_missing(name: str) -> Any:
     last: list[object] = []
+    quiet_until = monotonic() + QUIET
 
     def say(progress: GroupProgress) -> None:
+        if monotonic() < quiet_until:
+            return
         if last != [progress.missing, progress.short]:
             last[:] = [progress.missing, progress.short]
             who = ", ".join(progress.missing) or f"{progress.short} more"
@@ -183,6 +188,7 @@ def init_rpc(
             agent = meet(hello, asked.init_method, options)
         install_agent(agent)
         agent.start()
+    teach_torch()
     _check_device_maps(agent, asked)
 
 

@@ -329,7 +329,7 @@ def test_a_killed_worker_fails_the_calls_that_wait_for_it() -> None:
             future.wait()
         thread.join(LONG)
         assert [error.worker for error in errors if isinstance(error, WorkerLost)] == ["b"]
-        with pytest.raises(UnknownWorker):
+        with pytest.raises(WorkerLost, match="calling it"):
             a.rpc_sync("b", who)
         _gate.set()
         killer.join(LONG)

@@ -49,6 +49,7 @@ from zrpc.runtime.callee import Asker, Callee
 from zrpc.runtime.caller import Caller, Completion
 from zrpc.runtime.context import running
 from zrpc.runtime.directory import ClusterClient, MemberDirectory
+from zrpc.runtime.eventloop import EventLoop
 from zrpc.runtime.executor import Executor
 from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.gathering import Gatherings
@@ -166,8 +167,9 @@ class Agent:
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
         self.caller = Caller(identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock)
+        self.loop = EventLoop(f"zrpc-{identity.info.name}-asyncio", self._prepare_thread)
         self.callee = Callee(
-            identity, self.values, self.code, self.references, self.executor, self.meter, limits, clock
+            identity, self.values, self.code, self.references, self.executor, self.meter, limits, self.loop, clock
         )
         self.inspection = Inspection(self, clock)
 
@@ -231,11 +233,12 @@ class Agent:
 
     def _end(self, why: str) -> None:
         self.executor.stop(0.0)  # says that it stops; the threads end below
+        self.loop.stop(0.0)
         self.receiver.wake()
         self.references.close()
         self.caller.close(why)
         self.peers.close()
-        if not self.executor.stop(5.0):
+        if not (self.executor.stop(5.0) and self.loop.stop(5.0)):
             logger.warning("worker %s ends while user functions still run", self.info.name)
         self.client.close()
         self.transport.close()
@@ -464,6 +467,7 @@ class Agent:
         member = news.member
         key = (member.id, member.incarnation)
         self.gatherings.lose(member.name, news.why)
+        self.peers.note_gone(WorkerInfo(member.name, member.id), news.why)
         peer = self.peers.lose(key, news.why)
         if peer is not None:
             self.caller.lose(peer, news.why)

@@ -15,6 +15,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from types import CoroutineType
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,7 @@ from zrpc.ids import GloballyUniqueId
 from zrpc.runtime.callables import ASYNC_ATTRIBUTE
 from zrpc.runtime.caller import size_of
 from zrpc.runtime.context import running
+from zrpc.runtime.eventloop import EventLoop
 from zrpc.runtime.executor import Executor
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.methods import backward, invoke, not_a_future, type_of
@@ -81,6 +83,7 @@ class Callee:
         executor: Executor,
         meter: CallMeter,
         limits: Limits,
+        loop: EventLoop,
         clock: Clock = monotonic,
     ) -> None:
         self._identity = identity
@@ -90,6 +93,7 @@ class Callee:
         self._executor = executor
         self._meter = meter
         self._limits = limits
+        self._loop = loop
         self._clock = clock
         self._tasks: dict[tuple[int, int, int], Task] = {}
 
@@ -272,12 +276,27 @@ class Callee:
             return
         finally:
             running.scope = saved
-        if isinstance(value, torch._C.Future) and self._is_async(task, func):
+        if isinstance(value, CoroutineType) and task.envelope.codec == Codec.PYTHON:
+            self._run_coroutine(task, value)
+        elif isinstance(value, torch._C.Future) and self._is_async(task, func):
             self._attach(task, value)
         elif task.is_async:
             self._finish(task, None, RuntimeError(self._wrong_result(task, value)))
         else:
             self._finish(task, value, None)
+
+    def _run_coroutine(self, task: Task, coroutine: CoroutineType[Any, Any, Any]) -> None:
+        """The function is an `async def`: go on with it on the event loop."""
+
+        def done(value: Any, error: BaseException | None) -> None:
+            if error is not None and not task.is_cancelled:
+                print("".join(traceback.format_exception(error)), file=sys.stderr)
+            self._finish(task, value, error)
+
+        try:
+            self._loop.run(coroutine, task, done)
+        except Unavailable as error:
+            self._finish(task, None, error)
 
     def _is_async(self, task: Task, func: Any) -> bool:
         return task.is_async or task.envelope.codec != Codec.PYTHON or func is invoke or hasattr(func, ASYNC_ATTRIBUTE)

@@ -13,18 +13,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zrpc.clock import Clock, monotonic, time_left
-from zrpc.errors import CallTimeout, Cancelled, FrameError, LocalFault, Unavailable, WorkerLost, ZrpcError
+from zrpc.errors import (
+    CallTimeout,
+    Cancelled,
+    FrameError,
+    LocalFault,
+    Unavailable,
+    UnknownWorker,
+    WorkerLost,
+    ZrpcError,
+)
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import CallTable
 from zrpc.runtime.callables import Target, identify
-from zrpc.runtime.context import running
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.inspection import read_map, write_map
 from zrpc.runtime.peers import Peer, PeerBook
 from zrpc.runtime.receiver import Receiver
-from zrpc.runtime.scopes import Scope
+from zrpc.runtime.scopes import Scope, current_scope
 from zrpc.runtime.threadstate import capture
 from zrpc.runtime.values import Values, forks_of
 from zrpc.telemetry.metrics import CallMeter
@@ -105,7 +113,7 @@ class Caller:
         timeout: float,
     ) -> Any:
         """Call and wait for the result; see `zrpc.rpc_sync`."""
-        peer = self._peers.find(to)
+        peer = self._find(to)
         if peer.is_self:
             return self.call_async(to, func, args, kwargs, timeout).wait()
         target = identify(func)
@@ -137,9 +145,24 @@ class Caller:
                 with state:
                     complete(future, value, error)
 
-        message_id = self.call(self._peers.find(to), Kind.CALL, func, args, kwargs, timeout, done)
+        try:
+            peer = self._find(to)
+        except WorkerLost as error:
+            done(None, error)
+            return future
+        message_id = self.call(peer, Kind.CALL, func, args, kwargs, timeout, done)
         future.abort = functools.partial(self.cancel, message_id)
         return future
+
+    def _find(self, to: str | int | WorkerInfo) -> Peer:
+        """The peer of that name. Raises `WorkerLost` for one that was here, `UnknownWorker` for one that never was."""
+        try:
+            return self._peers.find(to)
+        except UnknownWorker:
+            gone = self._peers.find_gone(to)
+            if gone is None:
+                raise
+            raise WorkerLost(gone[0].name, gone[1], "calling it") from None
 
     def call(
         self,
@@ -160,7 +183,7 @@ class Caller:
         timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
         envelope = self._write(kind, message_id, peer, target, args, kwargs, deadline, rref)
-        scope = running.scope
+        scope = current_scope()
         if scope is not None and kind == Kind.CALL:
             done = self._enrolled(message_id, done, scope)
         self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done))
@@ -238,7 +261,7 @@ class Caller:
     def _deadline(self, timeout: float) -> tuple[float, float | None]:
         """(timeout in seconds, deadline): the call's own, or what is left of the call that it is made in."""
         timeout = self.seconds(timeout)
-        scope = running.scope
+        scope = current_scope()
         inherited = None
         if scope is not None:
             scope.check()
@@ -286,7 +309,7 @@ class Caller:
     ) -> Envelope:
         """Send on a lane and return the reply. Raises `CallTimeout` and `WorkerLost`."""
         frames = self._pack(envelope, peer)
-        scope = running.scope
+        scope = current_scope()
         with blocking_here():
             lane = peer.borrow_lane()
             if scope is not None:

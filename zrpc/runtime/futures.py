@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 
 from zrpc.errors import Cancelled
-from zrpc.runtime.context import running
 from zrpc.runtime.executor import blocking_here
+from zrpc.runtime.scopes import current_scope
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Future(torch.futures.Future[T]):
         """The result; raises the call's error. Blocks until there is one: a call's deadline sees to that."""
         if self.done():
             return super().wait()
-        scope = running.scope
+        scope = current_scope()
         if scope is not None:
             scope.check()
         with blocking_here():
@@ -113,3 +113,38 @@ def collect_all(futures: Sequence[torch.futures.Future[Any]]) -> Future[list[tor
 def wait_all(futures: Sequence[torch.futures.Future[Any]]) -> list[Any]:
     """The values of all these futures; raises the error of the first that fails, without waiting for the others."""
     return [future.wait() for future in collect_all(futures).wait()]
+
+
+def cancel(future: torch.futures.Future[Any]) -> bool:
+    """Cancel the call that a future of `zrpc.rpc_async` is the result of. False if it has ended already.
+
+    The future fails with `Cancelled` at once. The callee drops the call if it has not started. A Python function that runs
+    gets `Cancelled` raised at its next zrpc call or wait, or at `zrpc.check_cancelled()`; the calls that it has made are
+    cancelled with it. A coroutine is cancelled. A TorchScript function runs to its end, and its result is dropped.
+    """
+    abort = getattr(future, "abort", None)
+    return abort is not None and bool(abort())
+
+
+def teach_torch() -> None:
+    """Have `torch.futures.wait_all` and `collect_all` end early for futures of calls, as they do for torch's own RPC."""
+    if torch.futures.wait_all is _wait_all:
+        return
+    torch.futures.wait_all = _wait_all
+    torch.futures.collect_all = _collect_all
+
+
+_torch_wait_all = torch.futures.wait_all
+_torch_collect_all = torch.futures.collect_all
+
+
+def _has_calls(futures: Sequence[torch.futures.Future[Any]]) -> bool:
+    return any(isinstance(future, Future) for future in futures)
+
+
+def _wait_all(futures: list[torch.futures.Future[Any]]) -> list[Any]:
+    return wait_all(futures) if _has_calls(futures) else _torch_wait_all(futures)
+
+
+def _collect_all(futures: list[torch.futures.Future[Any]]) -> torch.futures.Future[list[torch.futures.Future[Any]]]:
+    return collect_all(futures) if _has_calls(futures) else _torch_collect_all(futures)

@@ -7,6 +7,7 @@ value is there, so none of them holds a thread while it waits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import CoroutineType
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ def invoke(reference: Reference, name: str, args: Sequence[Any], kwargs: Mapping
     """Call a method of the value. A future comes back only if the method is one of `async_execution`, or a script's."""
     method = getattr(reference.local_value(), name)
     value = method(*args, **kwargs)
+    if isinstance(value, CoroutineType):
+        return value
     is_future = isinstance(value, torch._C.Future)
     if is_future != hasattr(method, ASYNC_ATTRIBUTE) and not is_script(method):
         if is_future:

@@ -251,6 +251,7 @@ class PeerBook:
         self._peers: dict[WorkerKey, Peer] = {}
         self._by_name: dict[str, Peer] = {}
         self._by_id: dict[int, Peer] = {}
+        self._gone: dict[str | int, tuple[WorkerInfo, str]] = {}
 
     def add_self(self, peer: LoopbackPeer) -> None:
         with self._lock:
@@ -260,6 +261,16 @@ class PeerBook:
         self._peers[peer.key] = peer
         self._by_name[peer.info.name] = peer
         self._by_id[peer.info.id] = peer
+        self._gone.pop(peer.info.name, None)
+        self._gone.pop(peer.info.id, None)
+
+    def note_gone(self, info: WorkerInfo, why: str) -> None:
+        """Remember that a worker was here, and why it is not any more."""
+        self._gone[info.name] = self._gone[info.id] = info, why
+
+    def find_gone(self, to: str | int | WorkerInfo) -> tuple[WorkerInfo, str] | None:
+        """Which worker that was, and why it is gone; None for one that was never here."""
+        return self._gone.get(to.name if isinstance(to, WorkerInfo) else to)
 
     def find(self, to: str | int | WorkerInfo, timeout: float = 2.0) -> Peer:
         """The peer of that name, id or info. Raises `UnknownWorker`, after asking the broker for at most `timeout`."""

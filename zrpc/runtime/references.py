@@ -38,6 +38,7 @@ from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.peers import PeerBook
 from zrpc.runtime.receiver import Receiver
+from zrpc.runtime.scopes import current_scope
 from zrpc.wire.envelope import Codec, Envelope, Kind, pack
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ class References:
             done = threading.Event()
             self.when_ready(rref_id, lambda _value, _error: done.set())
             deadline = self._clock() + timeout if timeout else None
-            scope = running.scope
+            scope = current_scope()
             if scope is not None:
                 deadline = earliest(deadline, scope.deadline)
                 scope.check()

@@ -5,7 +5,9 @@ One rule: cancelling goes down. Whatever a function waits for is enrolled in its
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
+from typing import Final
 
 from zrpc.errors import Cancelled
 from zrpc.runtime.context import running
@@ -53,12 +55,24 @@ class Scope:
             end()
 
 
+ON_LOOP: Final = Scope(None)
+"""In `running.scope` of a thread that runs an event loop: there each task has a scope of its own."""
+loop_scope: Final[contextvars.ContextVar[Scope | None]] = contextvars.ContextVar("zrpc_scope", default=None)
+"""The call that a task of an event loop runs for."""
+
+
+def current_scope() -> Scope | None:
+    """The call whose function runs here, None outside of one."""
+    scope = running.scope
+    return loop_scope.get() if scope is ON_LOOP else scope
+
+
 def check_cancelled() -> None:
     """Raise `Cancelled` if the call that this function runs for was cancelled.
 
     For long Python functions, between their steps. Every zrpc call and wait inside a function checks by itself. Does
     nothing outside of a call.
     """
-    scope = running.scope
+    scope = current_scope()
     if scope is not None:
         scope.check()
