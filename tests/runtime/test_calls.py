@@ -347,6 +347,17 @@ def test_a_worker_refuses_the_codecs_that_it_was_not_given() -> None:
             a.rpc_sync("b", who)
         with pytest.raises(CodecRefused, match="it accepts script"):
             a.rpc_sync("b", torch.add, (torch.ones(1), 1))
+        cluster["b"].agent.code.add_local(scale, "scale")
+        assert torch.equal(a.rpc_sync("b", "scale", (torch.ones(1),)), torch.full((1,), 2.0))
+
+
+def test_code_is_not_even_loaded_by_a_worker_that_takes_no_script_calls() -> None:
+    python_only = AgentOptions(codecs=("python",), init_timeout=LONG)
+    with LocalCluster(["a", "b"], options_of={"b": python_only}) as cluster:
+        source = "def unwanted(x: Tensor) -> Tensor:\n    return x - 1\n"
+        with pytest.raises(CodecRefused, match="script codec"):
+            cluster["a"].rpc_sync("b", torch.jit.CompilationUnit(source).unwanted, (torch.ones(1),))
+        assert "brought=0" in repr(cluster["b"].agent.code)
 
 
 def test_a_worker_that_takes_no_code_runs_only_what_it_has() -> None:

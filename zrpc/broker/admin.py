@@ -103,7 +103,8 @@ class AdminClient:
             raise FrameError(f"the answer of {member_address} to inspect {what} has codec {envelope.codec}")
         answer = unpack_map(envelope.body, "an inspection")
         if envelope.kind == Kind.ERROR:
-            raise RemoteFault(str(answer.get("message", answer)), str(answer.get("type", "")), member_address)
+            # The letters of `serialization.failures`, which this module cannot import: tools start without torch.
+            raise RemoteFault(str(answer.get("x", answer)), str(answer.get("q", "")), member_address)
         return answer
 
     def _ask_broker(self, message: Message, timeout: float) -> dict[str, Any]:

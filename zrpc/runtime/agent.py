@@ -27,6 +27,7 @@ from zrpc.errors import (
     RRefLost,
     StaleIncarnation,
     Unavailable,
+    VersionMismatch,
     WorkerLost,
     ZrpcError,
 )
@@ -350,7 +351,7 @@ class Agent:
         try:
             envelope = unpack(received.frames, self._limits)
         except ZrpcError as error:
-            self._refuse("malformed", error)
+            self._refuse("other protocol version" if isinstance(error, VersionMismatch) else "malformed", error)
             return
         if envelope.receiver_incarnation not in (0, self.identity.incarnation):
             self._refuse("stale incarnation", None)

@@ -144,6 +144,8 @@ class Callee:
         envelope = task.envelope
         if envelope.function is None:
             raise FrameError("a call without a function")
+        by_name = envelope.codec == Codec.BUILTIN and self._code.is_own(envelope.function)
+        self._values.check_accepts(Codec.SCRIPT if by_name else envelope.codec, envelope.function)
         if envelope.codec == Codec.SCRIPT:
             if envelope.code is None:
                 raise FrameError("a TorchScript call without a code hash")
@@ -208,7 +210,7 @@ class Callee:
 
     def _read(self, task: Task) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         envelope = task.envelope
-        value = self._values.read_call(envelope)
+        value = self._values.read(envelope)
         func: Any
         if envelope.codec == Codec.SCRIPT:
             func, args, kwargs = task.func, value, {}

@@ -75,15 +75,13 @@ class Values:
             envelope.extra = {Extra.ASYNC: True}
         self.write(envelope, target.codec, value, to, expires, _ROOTS[target.codec])
 
-    def read_call(self, envelope: Envelope) -> Any:
-        """The value that `write_call` put in. Raises `CodecRefused`, before a byte is read."""
-        if envelope.codec not in self._accepted:
-            self.drop(envelope)
+    def check_accepts(self, codec: int, function: str) -> None:
+        """Raise `CodecRefused` if this worker does not take calls of that codec: before anything of them is read."""
+        if codec not in self._accepted:
             raise CodecRefused(
-                f"this worker does not accept calls of the {codec_name(envelope)} codec (calling {envelope.function}); "
+                f"this worker does not accept calls of the {codec_name(codec)} codec (calling {function}); "
                 f"it accepts {', '.join(sorted(CODEC_NAMES[c] for c in self._accepted)) or 'none'}"
             )
-        return self.read(envelope)
 
     def read_reply(self, envelope: Envelope, sender: WorkerInfo) -> Any:
         """The result in a reply; raises the error that it carries."""
@@ -96,7 +94,7 @@ class Values:
         if envelope.codec not in self._accepted:
             self.drop(envelope)
             raise CodecRefused(
-                f"worker {sender.name!r} answered in the {codec_name(envelope)} codec, "
+                f"worker {sender.name!r} answered in the {codec_name(envelope.codec)} codec, "
                 "which this worker does not accept"
             )
         return self.read(envelope)
@@ -172,10 +170,10 @@ class Values:
             self._forks.let_go(forks, (envelope.sender, envelope.sender_incarnation))
 
 
-def codec_name(envelope: Envelope) -> str:
-    """The name of an envelope's codec, as people configure it; its number if it has none."""
-    names = {int(codec): name for codec, name in CODEC_NAMES.items()}
-    return names.get(int(envelope.codec), str(int(envelope.codec)))
+def codec_name(codec: int) -> str:
+    """The name of a codec, as people configure it; its number if it has none."""
+    names = {int(known): name for known, name in CODEC_NAMES.items()}
+    return names.get(int(codec), str(int(codec)))
 
 
 def forks_of(envelope: Envelope) -> list[int]:

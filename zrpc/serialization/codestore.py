@@ -136,6 +136,10 @@ class CodeStore:
             return self._by_name.get(name) or find_scripted(name) or find_operator(name)
         return self._resolve_content(name, hash)
 
+    def is_own(self, name: str) -> bool:
+        """Whether the name is that of a TorchScript function of this worker, not of torch's."""
+        return name in self._by_name or find_scripted(name) is not None
+
     def _resolve_content(self, name: str, hash: bytes) -> Function | None:
         with self._lock:
             found = self._own.get(hash)
