@@ -186,6 +186,7 @@ def init_rpc(
             agent = join(hello, broker, transport, options)
         else:
             agent = meet(hello, asked.init_method, options)
+        agent.caller.refuses_script_methods = rpc_backend_options is not None
         install_agent(agent)
         agent.start()
     teach_torch()

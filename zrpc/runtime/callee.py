@@ -272,7 +272,9 @@ class Callee:
         try:
             value = func(*args, **kwargs)
         except BaseException as error:  # whatever a user function raises belongs to its caller
-            if task.envelope.codec == Codec.PYTHON and not task.is_cancelled:
+            if task.envelope.codec != Codec.PYTHON:
+                error = _as_runtime_error(error)
+            elif not task.is_cancelled:
                 print("".join(traceback.format_exception(error)), file=sys.stderr)
             self._finish(task, None, error)
             return
@@ -380,6 +382,13 @@ class Callee:
             self._values.take_back(
                 reply, (request.sender, request.sender_incarnation)
             )  # the caller is gone, and its error with it
+
+
+def _as_runtime_error(error: BaseException) -> BaseException:
+    """What an operator or a TorchScript function raised, as torch's callers expect it: a RuntimeError."""
+    if isinstance(error, RuntimeError):
+        return error
+    return torch.jit.Error(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
 
 
 def import_function(name: str) -> Callable[..., Any]:

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from zrpc.clock import Clock, monotonic, time_left
 from zrpc.errors import (
     CallTimeout,
@@ -101,6 +103,8 @@ class Caller:
         self._cancelled: dict[int, PendingCall] = {}  # with references in them that their replies will settle
         self._next_id = itertools.count(1)
         self._is_closed = False
+        self.refuses_script_methods = False
+        """Whether a method of a ScriptModule is refused as in torch, where programs may count on that."""
 
     # ------------------------------------------------------------------------------------ calls
 
@@ -287,6 +291,11 @@ class Caller:
         deadline: float | None,
         rref: RRefNumbers | None = None,
     ) -> Envelope:
+        if self.refuses_script_methods and isinstance(target.func, torch._C.ScriptMethod):
+            raise TypeError(
+                "cannot pickle 'ScriptMethod' object: a method of a ScriptModule can be called only by a worker that was "
+                "given AgentOptions, not a torch backend's options"
+            )
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.rref = rref
         self._values.write_call(envelope, peer.key, target, args or (), kwargs or {}, deadline)
