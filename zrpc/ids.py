@@ -76,11 +76,18 @@ class LocalIds:
         return f"LocalIds(worker_id={self.worker_id}, life={self.life})"
 
 
-class WorkerInfo(NamedTuple):
-    """A worker as others know it: its name and its id."""
-
+class _WorkerInfo(NamedTuple):
     name: str
     id: int
+
+
+class WorkerInfo(_WorkerInfo):
+    """A worker as others know it: its name and its id. Raises `InvalidName` for what cannot be a worker's name."""
+
+    __slots__ = ()
+
+    def __new__(cls, name: str, id: int) -> WorkerInfo:
+        return super().__new__(cls, check_name(name), id)
 
     def __repr__(self) -> str:
         return f"WorkerInfo(id={self.id}, name={self.name})"
