@@ -35,6 +35,7 @@ from zrpc.runtime.scopes import Scope
 from zrpc.runtime.values import Values
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
+from zrpc.serialization.script import ScriptError
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack
 from zrpc.wire.limits import Limits
@@ -388,7 +389,8 @@ def _as_runtime_error(error: BaseException) -> BaseException:
     """What an operator or a TorchScript function raised, as torch's callers expect it: a RuntimeError."""
     if isinstance(error, RuntimeError):
         return error
-    return torch.jit.Error(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+    text = str(error) if isinstance(error, torch.jit.Error) else f"{type(error).__name__}: {error}"
+    return ScriptError(text).with_traceback(error.__traceback__)
 
 
 def import_function(name: str) -> Callable[..., Any]:

@@ -35,6 +35,10 @@ _EXACT: Final[dict[str, type]] = {
 Placeholder = Callable[[Any], bool]
 
 
+class ScriptError(RuntimeError, torch.jit.Error):  # type: ignore[misc]  # torch.jit.Error has no type
+    """What an operator or a TorchScript function raised on a worker: a RuntimeError, as torch's RPC has it."""
+
+
 def is_script(func: Any) -> bool:
     """Whether `func` is a TorchScript function, a method of a ScriptModule, or such a module (its forward)."""
     return isinstance(func, (torch.jit.ScriptFunction, torch._C.ScriptMethod, torch.jit.ScriptModule))
