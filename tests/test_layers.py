@@ -33,7 +33,7 @@ LAYERS = (
     ("zrpc.api",),
     ("zrpc.aio",),
     ("zrpc",),  # re-exports, and does nothing else
-    ("zrpc.launch", "zrpc.testing"),
+    ("zrpc.launch", "zrpc.testing", "zrpc.compat"),
     ("zrpc.workers", "zrpc.cli"),
 )
 
