@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -55,6 +57,27 @@ def fail(x: torch.Tensor) -> torch.Tensor:
 @torch.jit.script
 def later(x: torch.Tensor) -> torch.jit.Future[torch.Tensor]:
     return torch.jit.fork(scale, x)
+
+
+class Unwritable:
+    def __init__(self, ending: str) -> None:
+        self.ending = ending
+
+    def __reduce__(self) -> str:
+        raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}.get(self.ending, GeneratorExit)
+
+
+def return_unwritable(ending: str) -> Unwritable:
+    return Unwritable(ending)
+
+
+def divide(a: int, b: int) -> float:
+    return a / b
+
+
+class BrokenStream(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
 
 
 @functions.async_execution
@@ -223,6 +246,39 @@ def test_an_exception_that_cannot_be_made_here(cluster: LocalCluster) -> None:
 def test_a_result_that_cannot_be_sent_is_the_callers_error(cluster: LocalCluster) -> None:
     with pytest.raises(EncodeError, match=r"cannot send result, of type _thread\.lock"):
         cluster["a"].rpc_sync("b", return_a_lock)
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+def test_a_result_that_ends_things_while_it_is_written_is_the_callers_error(
+    cluster: LocalCluster, error: BaseException
+) -> None:
+    with pytest.raises(RemoteFault, match=type(error).__name__):
+        cluster["a"].rpc_sync("b", return_unwritable, (type(error).__name__,), timeout=LONG)
+    reference = cluster["a"].remote("b", return_unwritable, (type(error).__name__,))
+    with pytest.raises(RemoteFault, match=type(error).__name__):
+        reference.to_here(LONG)
+
+
+def test_an_error_is_answered_also_when_it_cannot_be_shown_here(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", BrokenStream())
+    with pytest.raises(ZeroDivisionError):
+        cluster["a"].rpc_sync("b", divide, (1, 0), timeout=LONG)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e300, -2.0])
+def test_what_is_no_timeout_is_refused_and_sends_nothing(cluster: LocalCluster, timeout: float) -> None:
+    for call in (cluster["a"].rpc_sync, cluster["a"].rpc_async, cluster["a"].remote):
+        with pytest.raises(LocalFault, match="timeout is seconds"):
+            call("b", who, timeout=timeout)
+
+
+def test_a_timeout_of_years(cluster: LocalCluster) -> None:
+    assert cluster["a"].rpc_sync("b", who, timeout=1e9) == "b"
+    assert cluster["a"].rpc_async("b", who, timeout=1e9).wait() == "b"
+    assert cluster["a"].remote("b", who, timeout=1e9).to_here(1e9) == "b"
+    assert cluster["a"].remote("a", who, timeout=1e9).to_here(1e9) == "a"
 
 
 def test_an_async_function_must_return_a_future(cluster: LocalCluster) -> None:

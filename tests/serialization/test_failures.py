@@ -130,6 +130,25 @@ def test_an_exception_without_text() -> None:
     assert "whose text cannot be made" in got.args[0]
 
 
+class Exits(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(1)
+
+    __repr__ = __str__
+
+
+class NoAttributes(Exception):
+    def __getattr__(self, name: str) -> object:
+        raise ValueError(name)
+
+
+@pytest.mark.parametrize("cls", [Exits, NoAttributes])
+def test_exceptions_whose_methods_raise_what_nobody_expects(cls: type[Exception]) -> None:
+    got = through(raised(cls()))
+    assert type(got) is cls
+    assert got.args[0].startswith("On WorkerInfo(id=1, name=worker1):")
+
+
 def test_a_chain_is_in_the_traceback() -> None:
     error = ValueError("second")
     error.__cause__ = raised(KeyError("first"))

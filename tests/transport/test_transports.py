@@ -194,6 +194,18 @@ def test_nobody_without_the_key_is_heard(theirs: Keyring | str | None) -> None:
     a.close()
 
 
+def test_a_wait_longer_than_the_kernel_takes_is_a_wait() -> None:
+    link = MemoryTransport(MemoryNetwork()).listen("memory://far", "member")
+    ear, poller = Ear(link), Poller()
+    ear.wake()
+    assert ear.wait(1e9)
+    poller.wake()
+    assert poller.wait(1e9) == []
+    ear.close()
+    poller.close()
+    link.close()
+
+
 def test_the_listener_tells_which_connection_closed() -> None:
     keyring = new_keyring("test")
     a, b = ZmqTransport(keyring, "broker"), ZmqTransport(keyring, "member")

@@ -10,6 +10,7 @@ it. Only a call whose deadline has passed before it starts is dropped without an
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
@@ -276,7 +277,7 @@ class Callee:
             if task.envelope.codec != Codec.PYTHON:
                 error = _as_runtime_error(error)
             elif not task.is_cancelled:
-                print("".join(traceback.format_exception(error)), file=sys.stderr)
+                _print_traceback(error)
             self._finish(task, None, error)
             return
         finally:
@@ -350,7 +351,7 @@ class Callee:
         try:
             self._values.write(reply, codec, value, to, deadline)
             frames = pack(reply, self._limits)
-        except Exception as error:
+        except BaseException as error:  # the value's own methods may raise anything, as functions may
             self._values.take_back(reply, to)
             self.answer_error(asker, envelope, error, size)
             return
@@ -391,6 +392,12 @@ def _as_runtime_error(error: BaseException) -> BaseException:
         return error
     text = str(error) if isinstance(error, torch.jit.Error) else f"{type(error).__name__}: {error}"
     return ScriptError(text).with_traceback(error.__traceback__)
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Show on this worker what a function raised. The caller's answer never depends on it: stderr may be closed."""
+    with contextlib.suppress(BaseException):  # the exception's own methods may raise anything too
+        print("".join(traceback.format_exception(error)), file=sys.stderr)
 
 
 def import_function(name: str) -> Callable[..., Any]:

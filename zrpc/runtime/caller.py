@@ -40,6 +40,8 @@ from zrpc.runtime.values import Values, forks_of
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack
 
+MAX_TIMEOUT = 1e9
+"""Seconds, 31 years: more than that does not fit all clocks and fields that a deadline passes through."""
 RRefNumbers = tuple[int, ...]
 """The eight ids of the header's rref field."""
 Completion = Callable[[Any, BaseException | None], None]
@@ -72,8 +74,11 @@ class PendingCall:
 
 def check_timeout(timeout: float) -> float:
     """`timeout` if it is one: seconds, 0 for none, -1 for the default. Raises `LocalFault` otherwise."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or (timeout < 0 and timeout != -1):
-        raise LocalFault(f"timeout is seconds as a number, 0 for none or -1 for the default, not {timeout!r}")
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not is_number or not (timeout == -1 or 0 <= timeout <= MAX_TIMEOUT):
+        raise LocalFault(
+            f"timeout is seconds as a number (at most {MAX_TIMEOUT:g}), 0 for none or -1 for the default, not {timeout!r}"
+        )
     return timeout
 
 

@@ -406,8 +406,7 @@ class References:
     def discard(self, rref_id: RRefId, fork_id: ForkId | None) -> None:
         """A handle is gone. Takes no lock: finalizers call it."""
         self._dropped.append((rref_id, fork_id))
-        if len(self._dropped) == 1:
-            self._receiver.wake()
+        self._receiver.wake()  # each time: two threads at once could each take the other for the first
 
     # ------------------------------------------------------------------------------------ messages, time
 

@@ -42,7 +42,7 @@ def encode_failure(error: BaseException, worker_id: int, worker_name: str) -> by
     cls = type(error)
     is_own = isinstance(error, ZrpcError)
     # An exception that came from another worker has its text in torch's form already; its repr would escape the lines.
-    as_text = is_own or hasattr(error, "remote_worker")
+    as_text = is_own or _came_from_afar(error)
     message: dict[str, Any] = {
         "m": _clean(_name(cls, "__module__"), _MAX_NAME),
         "q": _clean(_name(cls, "__qualname__"), _MAX_NAME),
@@ -65,10 +65,17 @@ def _traceback_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
+def _came_from_afar(error: BaseException) -> bool:
+    try:
+        return hasattr(error, "remote_worker")
+    except BaseException:  # a __getattr__ of the user's
+        return False
+
+
 def _try(make: Callable[[], str], cls: type) -> str:
     try:
         return make()
-    except Exception as failure:  # a __str__ or __repr__ of the user's
+    except BaseException as failure:  # a __str__ or __repr__ of the user's, which may raise anything
         return f"<{_name(cls, '__qualname__')}, whose text cannot be made: {type(failure).__name__}>"
 
 

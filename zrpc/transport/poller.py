@@ -14,6 +14,13 @@ from zrpc.transport.base import Pollable
 
 P = TypeVar("P", bound=Pollable)
 
+LONGEST_WAIT = 86400.0
+"""Seconds of one wait in the kernel, which takes no more than 24 days. Who waits longer looks at the clock and goes on."""
+
+
+def _bounded(timeout: float | None) -> float | None:
+    return timeout if timeout is None or timeout < LONGEST_WAIT else LONGEST_WAIT
+
 
 class Waker:
     """A descriptor that any thread can make readable: an eventfd where there is one, else a socket pair."""
@@ -69,8 +76,8 @@ class Ear:
         self._selector.register(self._waker.fileno(), selectors.EVENT_READ, False)
 
     def wait(self, timeout: float | None) -> bool:
-        """True when there may be input or a wake-up, False after `timeout` seconds without either."""
-        ready = self._selector.select(timeout)
+        """True when there may be input or a wake-up, False after `timeout` seconds (at most a day) without either."""
+        ready = self._selector.select(_bounded(timeout))
         for key, _ in ready:
             if not key.data:
                 self._waker.clear()
@@ -106,9 +113,9 @@ class Poller:
         self._waker.wake()
 
     def wait(self, timeout: float | None) -> list[Pollable]:
-        """The sources that may have input, after at most `timeout` seconds (None: no bound)."""
+        """The sources that may have input, after at most `timeout` seconds (None: no bound) and at most a day."""
         ready = []
-        for key, _ in self._selector.select(timeout):
+        for key, _ in self._selector.select(_bounded(timeout)):
             if key.data is None:
                 self._waker.clear()
             else:
