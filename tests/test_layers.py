@@ -31,7 +31,7 @@ LAYERS = (
     ("zrpc.rendezvous", "zrpc.internal", "zrpc.debug"),
     ("zrpc.collectives", "zrpc.backend_registry"),
     ("zrpc.api",),
-    ("zrpc.aio",),
+    ("zrpc.aio", "zrpc.operators"),
     ("zrpc",),  # re-exports, and does nothing else
     ("zrpc.launch", "zrpc.testing", "zrpc.compat"),
     ("zrpc.workers", "zrpc.cli"),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from zrpc.backend_options import RpcBackendOptions, TensorPipeRpcBackendOptions
     from zrpc.backend_registry import BackendType
     from zrpc.ids import WorkerInfo
+    from zrpc.operators import register_operators
     from zrpc.options import AgentOptions
     from zrpc.rref import RRef
     from zrpc.runtime.futures import Future, cancel, collect_all, wait_all
@@ -55,6 +56,7 @@ __all__ = [
     "get_workers",
     "init_rpc",
     "is_available",
+    "register_operators",
     "register_script",
     "remote",
     "rpc_async",
@@ -77,6 +79,7 @@ _HOMES = {
     "check_cancelled": "runtime.scopes",
     "collect_all": "runtime.futures",
     "is_available": "version",
+    "register_operators": "operators",
     "wait_all": "runtime.futures",
 }
 _MODULES = ("aio", "errors", "functions")
