@@ -20,9 +20,7 @@ DeviceMap = Mapping[Any, Any]
 class RpcBackendOptions:
     """The options that every backend has: `rpc_timeout` in seconds (0: none) and `init_method`, a URL."""
 
-    def __init__(
-        self, rpc_timeout: float = DEFAULT_RPC_TIMEOUT_SEC, init_method: str = DEFAULT_INIT_METHOD
-    ) -> None:
+    def __init__(self, rpc_timeout: float = DEFAULT_RPC_TIMEOUT_SEC, init_method: str = DEFAULT_INIT_METHOD) -> None:
         _check(self, "rpc_timeout", rpc_timeout, (int, float))
         _check(self, "init_method", init_method, (str,))
         self.rpc_timeout = rpc_timeout
@@ -103,9 +101,7 @@ def _device_map(device_map: DeviceMap) -> dict[torch.device, torch.device]:
     for mine, theirs in ((torch.device(key), torch.device(value)) for key, value in device_map.items()):
         other = next((key for key, value in mapped.items() if value == theirs), None)
         if other is not None:
-            raise ValueError(
-                f"`device_map` only supports 1-to-1 mapping, trying to map {mine} and {other} to {theirs}"
-            )
+            raise ValueError(f"`device_map` only supports 1-to-1 mapping, trying to map {mine} and {other} to {theirs}")
         mapped[mine] = theirs
     return mapped
 

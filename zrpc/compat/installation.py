@@ -67,5 +67,3 @@ def _tell_children() -> None:
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if str(HOOK) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(HOOK), *paths])
-
-

@@ -58,9 +58,7 @@ class EmbeddedBroker:
 
     def _start(self, wanted: tuple[str, ...], options: RegistryOptions) -> BrokerServer:
         for address in wanted:
-            server = BrokerServer(
-                self._transport, address, cluster=CLUSTER, options=options, on_event=self._on_event
-            )
+            server = BrokerServer(self._transport, address, cluster=CLUSTER, options=options, on_event=self._on_event)
             try:
                 server.start()
             except ConfigError:

@@ -54,7 +54,9 @@ def private_directory(environ: Mapping[str, str]) -> Path:
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()
     except OSError as error:
-        raise KeyFileError(str(path), f"the directory cannot be made ({error.strerror})", "Set ZRPC_KEY_FILE.") from None
+        raise KeyFileError(
+            str(path), f"the directory cannot be made ({error.strerror})", "Set ZRPC_KEY_FILE."
+        ) from None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise KeyFileError(str(path), "it is not a directory that only this user can use", "Remove it.")
     return path

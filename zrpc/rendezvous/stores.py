@@ -35,24 +35,33 @@ class StoreMeeting(Meeting):
         self._key = f"zrpc/{party.round}/broker"
 
     def find(self, deadline: float) -> Place:
-        began = monotonic()
-        left = timedelta(seconds=max(0.001, deadline - began))
-        if self._store is None:
-            meet: Any = getattr(torch.distributed, "rendezvous")  # noqa: B009  not there in builds without stores
-            self._store, _, _ = next(iter(meet(full_url(self._url, self.party), timeout=left)))
         interface = "127.0.0.1" if is_loopback(self._host) else interface_towards(self._host)
         if self.party.rank == 0:
+            self._store = self._open(deadline)
             return self._begin(interface)
-        self._store.set_timeout(left)
-        try:
-            text = self._store.get(self._key)
-        except RuntimeError as error:  # of torch's errors for stores, some versions have only this
-            raise self._nobody(monotonic() - began) from error
-        self._store = None
-        record = Record.from_json(text)
-        if record is None:
-            raise ConfigError("init_rpc", [f"the store at {self._url} holds something else under {self._key!r}"])
+        record = self._wait_for_record(deadline)
         return Place(record.address, self._key_for(record), interface)
+
+    def _open(self, deadline: float) -> Any:
+        meet: Any = getattr(torch.distributed, "rendezvous")  # noqa: B009  not there in builds without stores
+        store, _, _ = next(iter(meet(full_url(self._url, self.party), timeout=_left(deadline))))
+        return store
+
+    def _wait_for_record(self, deadline: float) -> Record:
+        began = monotonic()
+        while True:
+            try:
+                store = self._open(deadline)
+                store.set_timeout(_left(deadline))
+                text = store.get(self._key)
+            except RuntimeError:
+                # The time is over; or it was the store of an earlier group, whose end cut us off: look for the next.
+                self._pause_until(deadline, began)
+                continue
+            record = Record.from_json(text)
+            if record is None:
+                raise ConfigError("init_rpc", [f"the store at {self._url} holds something else under {self._key!r}"])
+            return record
 
     def _begin(self, interface: str) -> Place:
         keyring = self._choose_key()
@@ -65,6 +74,10 @@ class StoreMeeting(Meeting):
 
     def _withdraw(self, is_empty: bool) -> None:
         self._store = None
+
+
+def _left(deadline: float) -> timedelta:
+    return timedelta(seconds=max(0.001, deadline - monotonic()))
 
 
 def full_url(url: str, party: Party) -> str:
