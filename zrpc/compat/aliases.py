@@ -45,6 +45,10 @@ class Alias(types.ModuleType):
             __spec__=importlib.machinery.ModuleSpec(name, None, is_package=True),
         )
 
+    def __reduce__(self) -> Any:
+        """A function of `__main__` that uses the alias travels by value; the alias itself goes by its name."""
+        return importlib.import_module, (self.__name__,)
+
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__") or name in ("__all__", "__version__"):
             for target in self.__dict__["_zrpc_targets"]:

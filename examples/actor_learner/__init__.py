@@ -1,0 +1,1 @@
+"""Reinforcement learning with one learner and several actors; see `main`."""
