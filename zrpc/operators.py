@@ -1,7 +1,7 @@
 """A torch operator that makes a call: the way to call from inside TorchScript.
 
-One rule: it carries tensors only. TorchScript without torch's own RPC knows neither `rpc_async` nor a type for RRefs, but it
-knows operators:
+One rule: it carries tensors only. TorchScript without torch's own RPC knows neither `rpc_async` nor a type for RRefs, but
+it knows operators:
 
     zrpc::call(str to, str function, Tensor[] args, float timeout=-1) -> Tensor[]
 
