@@ -3,6 +3,7 @@
 #   make demo     start a cluster of four workers and train on it
 #   make test     the whole test suite
 #   make lint     ruff, the format, and mypy
+#   make conformance    PyTorch's own RPC tests, if CONFORMANCE_DIR (or ../shared/conformance) has the suite
 #   make bench    measure beside TensorPipe (under 10 minutes)
 #
 #   PYTHON=python3.12 make test     build the environment with another interpreter (run `make clean` first)
@@ -15,7 +16,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format bench install clean
+.PHONY: demo test lint format bench conformance install clean
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -35,6 +36,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+conformance: $(INSTALLED)
+	$(BIN)/python tests/conformance/run.py $(ARGS)
 
 install: $(INSTALLED)
 

@@ -14,7 +14,6 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-
 INSTALLER = "zrpc.compat"
 """Imported when torch is there, and not before: it imports torch."""
 
