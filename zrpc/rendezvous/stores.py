@@ -15,7 +15,7 @@ import torch.distributed
 
 from zrpc.clock import monotonic
 from zrpc.errors import ConfigError
-from zrpc.rendezvous.meeting import Meeting, Party, Place, endpoint, interface_towards, is_loopback, port_of
+from zrpc.rendezvous.meeting import PATIENCE, Meeting, Party, Place, endpoint, interface_towards, is_loopback, port_of
 from zrpc.rendezvous.record import Record
 
 
@@ -26,6 +26,8 @@ def available() -> bool:
 
 class StoreMeeting(Meeting):
     """A rendezvous at a store. Nothing is opened before `find`."""
+
+    patience = PATIENCE  # a store that outlives its group, as torchrun's does, may hold the record of an earlier one
 
     def __init__(self, party: Party, url: str, host: str) -> None:
         super().__init__(party)
