@@ -491,6 +491,10 @@ class Agent:
         """What the broker is told with each beat."""
         counts = self.meter.counts()
         pool = self.executor.statistics()
+        try:
+            memory = self._process.memory_info().rss
+        except (OSError, psutil.Error):  # no descriptor is left; a beat must go out even so
+            memory = 0
         return {
             "calls_served": counts.calls_served,
             "calls_made": counts.calls_made,
@@ -500,7 +504,7 @@ class Agent:
             "busy_seconds": pool.busy_seconds,
             "active": pool.running,
             "queued": pool.queued,
-            "memory_bytes": self._process.memory_info().rss,
+            "memory_bytes": memory,
             "uptime_seconds": self._clock() - self._started,
         }
 

@@ -61,7 +61,11 @@ class Lane:
 
     def __init__(self, link: Link, limits: Limits) -> None:
         self.link = link
-        self.ear = Ear(link)
+        try:
+            self.ear = Ear(link)
+        except OSError:  # no descriptor is left
+            link.close()
+            raise
         self._limits = limits
 
     def exchange(

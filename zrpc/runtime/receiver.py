@@ -18,6 +18,9 @@ from zrpc.transport.poller import Poller
 BATCH = 64
 """Messages taken from one source before another gets its share."""
 
+RETRY_TIMER = 0.1
+"""Seconds before a timer that failed is called again: what it wanted to do is due still, and would be due at once."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -59,6 +62,7 @@ class Receiver:
         self._poller = Poller()
         self._undrained: deque[Source] = deque()
         self._timers: list[Timer] = []
+        self._failed: dict[Timer, float] = {}  # timers that failed, and when they may be called again
         self._wait_until: float | None = None
         self.executor: Executor | None = None
 
@@ -135,25 +139,38 @@ class Receiver:
 
     def _time_to_wait(self) -> float | None:
         self._wait_until = 0.0
-        deadline = earliest(*[timer.next_deadline() for timer in self._timers])
+        deadline = self._first_deadline()
         self._wait_until = deadline
         # A deadline that came in between was compared with 0 and woke nobody: look again, now that it is published.
-        again = earliest(*[timer.next_deadline() for timer in self._timers])
+        again = self._first_deadline()
         if again != deadline:
             self._wait_until = deadline = again
         return None if deadline is None else max(0.0, deadline - self._clock())
+
+    def _first_deadline(self) -> float | None:
+        return earliest(*[self._deadline_of(timer) for timer in self._timers])
+
+    def _deadline_of(self, timer: Timer) -> float | None:
+        deadline = timer.next_deadline()
+        if deadline is None or not self._failed:
+            return deadline
+        return max(deadline, self._failed.get(timer, deadline))
 
     def _fire(self, executor: Executor, turn: int) -> bool:
         """Call the timers that are due; False when the turn is gone."""
         now = self._clock()
         for timer in self._timers:
-            deadline = timer.next_deadline()
+            deadline = self._deadline_of(timer)
             if deadline is not None and deadline <= now:
                 executor.enter()
                 try:
                     timer.on_timer(now)
                 except Exception:
                     logger.exception("a timer failed")
+                    self._failed[timer] = self._clock() + RETRY_TIMER
+                else:
+                    if self._failed:
+                        self._failed.pop(timer, None)
                 if not executor.leave(turn):
                     return False
         return True

@@ -70,8 +70,12 @@ class Ear:
     """Waits for one source, or for a wake-up. Belongs to one thread at a time; `wake` may be called from any."""
 
     def __init__(self, source: Pollable) -> None:
-        self._waker = Waker()
         self._selector = selectors.DefaultSelector()
+        try:
+            self._waker = Waker()
+        except OSError:  # no descriptor is left: give back the one that was taken
+            self._selector.close()
+            raise
         self._selector.register(source.fileno(), selectors.EVENT_READ, True)
         self._selector.register(self._waker.fileno(), selectors.EVENT_READ, False)
 
