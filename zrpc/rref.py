@@ -120,11 +120,8 @@ class RRef(Reference, Generic[T]):
     def _get_type(self, timeout: float = -1, blocking: bool = True) -> Any:
         """The type of the value; with `blocking=False` a future of it. The owner is asked once."""
         future = self._type
-        if future is None or (blocking and not future.done()):
-            future = self._ask_type(timeout)
-            self._type = future
-            if not self.is_owner():
-                future.add_done_callback(self._forget_failure)
+        if future is None or future.error is not None or (blocking and not future.done()):
+            future = self._type = self._ask_type(timeout)
         return future.wait() if blocking else future
 
     def _ask_type(self, timeout: float) -> Future[type]:
@@ -139,11 +136,6 @@ class RRef(Reference, Generic[T]):
         is_profiled = torch._C._autograd._profiler_enabled()
         with torch.autograd.profiler.record_function(key) if is_profiled else contextlib.nullcontext():
             return self._calls.caller.call_async(owner, type_of, (self,), None, timeout)
-
-    def _forget_failure(self, future: torch.futures.Future[type]) -> None:
-        """Ask again next time."""
-        if self._type is future and isinstance(future, Future) and future.error is not None:
-            self._type = None
 
     def _get_future(self) -> Future[None]:
         """A future that is done when the value is made, or has the error of the call that should have made it.

@@ -482,8 +482,8 @@ class Agent:
     def _counts(self) -> Counts:
         counts = self.meter.counts()
         pool = self.executor.statistics()
-        active = self.caller.pending() + pool.running + pool.blocked + pool.queued
-        return Counts(counts.calls_made, counts.calls_served, active)
+        active = self.caller.pending() + self.callee.under_way() + pool.running + pool.blocked + pool.queued
+        return Counts(counts.calls_made, counts.calls_served + counts.calls_dropped, active)
 
     # ------------------------------------------------------------------------------------ about itself
 

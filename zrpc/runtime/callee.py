@@ -110,13 +110,13 @@ class Callee:
                 return
             if envelope.kind == Kind.REMOTE_CALL and not self._accept(task):
                 self._values.drop(envelope)
+                self._meter.dropped()
                 return
         except Exception as error:
             self._values.drop(envelope)
             self._answer_error(task, error)
             return
-        if envelope.kind == Kind.CALL:
-            self._tasks[task.key] = task
+        self._tasks[task.key] = task
 
         def job() -> None:
             self._start(task)
@@ -129,8 +129,9 @@ class Callee:
 
     def on_cancel(self, envelope: Envelope) -> None:
         """A call is not wanted any more. Does nothing if it has been answered, or was never made."""
-        task = self._tasks.pop((envelope.sender, envelope.sender_incarnation, envelope.message_id), None)
-        if task is None:
+        key = envelope.sender, envelope.sender_incarnation, envelope.message_id
+        task = self._tasks.get(key)
+        if task is None or task.envelope.kind != Kind.CALL or self._tasks.pop(key, None) is None:
             return
         task.cancel()
         if not task.has_started:
@@ -138,7 +139,7 @@ class Callee:
         self._answer_error(task, Cancelled(f"the call of {task.envelope.function} was cancelled"))
 
     def under_way(self) -> int:
-        """Calls that have come and have not been answered."""
+        """Calls that have come and whose functions have not ended, the cancelled ones left out."""
         return len(self._tasks)
 
     def _find_function(self, task: Task) -> bool:
@@ -331,11 +332,12 @@ class Callee:
 
     def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
         """The function is done: answer the call, or keep the value that was to be created."""
+        is_wanted = self._tasks.pop(task.key, None) is not None
         rref_id = task.rref_id
         if rref_id is not None:
             self._meter.served(task.size, 0, error is not None)
             self._references.set_value(rref_id, value, error, Codec(task.envelope.codec))
-        elif self._tasks.pop(task.key, None) is None:
+        elif not is_wanted:
             pass  # cancelled, and answered then
         elif error is not None:
             self._answer_error(task, error)
@@ -376,7 +378,7 @@ class Callee:
         return Envelope(kind, envelope.message_id, identity.info.id, identity.incarnation, envelope.sender_incarnation)
 
     def _send(self, asker: Asker, request: Envelope, reply: Envelope, frames: Any, size: int) -> None:
-        if request.kind == Kind.CALL:
+        if request.kind <= Kind.REMOTE_CALL:
             self._meter.served(size, size_of(frames), reply.kind == Kind.ERROR)
         try:
             asker.answer(frames)

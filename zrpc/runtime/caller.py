@@ -313,7 +313,8 @@ class Caller:
         except ZrpcError:
             self._values.take_back(envelope, peer.key)
             raise
-        self._meter.made(size_of(frames))
+        is_call = envelope.kind <= Kind.REMOTE_CALL and (envelope.extra is None or Extra.CODE not in envelope.extra)
+        self._meter.made(size_of(frames), is_call)
         return frames
 
     # ------------------------------------------------------------------------------------ sending

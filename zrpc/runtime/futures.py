@@ -17,6 +17,7 @@ from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.scopes import current_scope
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,42 @@ class Future(torch.futures.Future[T]):
     def wait(self) -> T:
         """The result; raises the call's error. Blocks until there is one: a call's deadline sees to that."""
         if self.done():
-            return super().wait()
+            return torch._C.Future.wait(self)  # type: ignore[no-any-return]
         scope = current_scope()
         if scope is not None:
             scope.check()
         with blocking_here():
-            return super().wait()
+            return torch._C.Future.wait(self)  # type: ignore[no-any-return]
+
+    def then(self, callback: Callable[[torch.futures.Future[T]], S]) -> Future[S]:
+        """A future of what `callback` returns, which is called with this future when it is done: at once if it is.
+
+        What the callback raises is raised by that future, as a RuntimeError. Cancelling it cancels the call.
+        """
+        if not callable(callback):
+            raise TypeError(f"then(): incompatible function arguments: expected a function, not {callback!r}")
+        result: Future[S] = Future()
+        result.abort = self.abort
+
+        def run(future: torch.futures.Future[T]) -> None:
+            try:
+                value = callback(future)
+            except Exception as error:
+                complete(result, None, _callback_error(error))
+            else:
+                complete(result, value, None)
+
+        self.add_done_callback(run)
+        return result
+
+
+def _callback_error(error: Exception) -> RuntimeError:
+    """What torch makes of an exception in a callback: a RuntimeError."""
+    if isinstance(error, RuntimeError):
+        return error
+    failure = RuntimeError(f"Got the following error when running the callback: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 class _Failure:
@@ -127,15 +158,23 @@ def cancel(future: torch.futures.Future[Any]) -> bool:
 
 
 def teach_torch() -> None:
-    """Have `torch.futures.wait_all` and `collect_all` end early for futures of calls, as they do for torch's own RPC."""
-    if torch.futures.wait_all is _wait_all:
-        return
+    """Have torch's own ways to wait go with calls as they do with those of torch's RPC.
+
+    `torch.futures.wait_all` and `collect_all` end early for futures of calls, and a wait for any future of torch's, inside
+    a function that runs on a worker's pool, lets another function take its place.
+    """
     torch.futures.wait_all = _wait_all
     torch.futures.collect_all = _collect_all
+    torch.futures.Future.wait = _wait  # type: ignore[method-assign]
 
 
 _torch_wait_all = torch.futures.wait_all
 _torch_collect_all = torch.futures.collect_all
+
+
+def _wait(future: torch.futures.Future[T]) -> T:
+    with blocking_here():
+        return torch._C.Future.wait(future)  # type: ignore[no-any-return]
 
 
 def _has_calls(futures: Sequence[torch.futures.Future[Any]]) -> bool:

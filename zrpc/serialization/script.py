@@ -35,7 +35,7 @@ _EXACT: Final[dict[str, type]] = {
 Placeholder = Callable[[Any], bool]
 
 
-class ScriptError(RuntimeError, torch.jit.Error):  # type: ignore[misc]  # torch.jit.Error has no type
+class ScriptError(RuntimeError, torch.jit.Error):
     """What an operator or a TorchScript function raised on a worker: a RuntimeError, as torch's RPC has it."""
 
 

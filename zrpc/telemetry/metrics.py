@@ -28,10 +28,10 @@ class CallMeter:
         self._lock = threading.Lock()
         self._made = self._served = self._failed = self._dropped = self._in = self._out = 0
 
-    def made(self, size: int) -> None:
-        """A call of `size` bytes was sent."""
+    def made(self, size: int, calls: int = 1) -> None:
+        """A message of `size` bytes was sent, which is a call, or (`calls=0`) is not."""
         with self._lock:
-            self._made += 1
+            self._made += calls
             self._out += size
 
     def answered(self, size: int) -> None:
@@ -48,7 +48,7 @@ class CallMeter:
             self._out += size_out
 
     def dropped(self) -> None:
-        """A call was not started, because its deadline had passed."""
+        """A call was not started, because its deadline had passed or it had come before."""
         with self._lock:
             self._dropped += 1
 
