@@ -68,7 +68,12 @@ class _InternalRPCPickler:
         self._tables.items.append(value)
         return _take_back, (len(self._tables.items) - 1,)
 
-    _tensor_reducer = _rref_reducer = _py_rref_reducer = _script_module_reducer = _set_aside
+    def _rref_reducer(self, rref: RRef[Any]) -> tuple[Any, ...]:
+        rref._check_usable("call fork an UserRRef")
+        return self._set_aside(rref)
+
+    _tensor_reducer = _script_module_reducer = _set_aside
+    _py_rref_reducer = _rref_reducer
 
     @contextlib.contextmanager
     def _with_table(self, items: list[Any]) -> Iterator[None]:

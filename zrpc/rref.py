@@ -148,6 +148,10 @@ class RRef(Reference, Generic[T]):
             self._calls.await_value(self, future)
         return future
 
+    def _check_usable(self, use: str) -> None:
+        """Raise why this reference is of no `use` any more, if so."""
+        self._book.check_usable(self, use)
+
     def __repr__(self) -> str:
         if self.is_owner():
             return f"OwnerRRef({self.rref_id})"
