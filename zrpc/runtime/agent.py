@@ -234,7 +234,7 @@ class Agent:
 
     def _end(self, why: str) -> None:
         self.executor.stop(0.0)  # says that it stops; the threads end below
-        self.loop.stop(0.0)
+        self.loop.stop(1.0)  # its coroutines cancel their calls, while they can
         self.receiver.wake()
         self.references.close()
         self.caller.close(why)

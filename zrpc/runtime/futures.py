@@ -165,7 +165,7 @@ def teach_torch() -> None:
     """
     torch.futures.wait_all = _wait_all
     torch.futures.collect_all = _collect_all
-    torch.futures.Future.wait = _wait  # type: ignore[method-assign]
+    torch.futures.Future.wait = _wait  # type: ignore[assignment, method-assign]
 
 
 _torch_wait_all = torch.futures.wait_all
