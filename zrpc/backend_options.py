@@ -96,9 +96,14 @@ def _check(options: RpcBackendOptions, name: str, value: object, types: tuple[ty
         )
 
 
+def _device(device: Device) -> torch.device:
+    """The device; a number is a CUDA device's, also on a machine that has none."""
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+
+
 def _device_map(device_map: DeviceMap) -> dict[torch.device, torch.device]:
     mapped: dict[torch.device, torch.device] = {}
-    for mine, theirs in ((torch.device(key), torch.device(value)) for key, value in device_map.items()):
+    for mine, theirs in ((_device(key), _device(value)) for key, value in device_map.items()):
         other = next((key for key, value in mapped.items() if value == theirs), None)
         if other is not None:
             raise ValueError(f"`device_map` only supports 1-to-1 mapping, trying to map {mine} and {other} to {theirs}")
@@ -107,7 +112,7 @@ def _device_map(device_map: DeviceMap) -> dict[torch.device, torch.device]:
 
 
 def _cuda_device(device: Device) -> torch.device:
-    found = torch.device(device)
+    found = _device(device)
     if found.type != "cuda":
         raise ValueError(f"`set_devices` expect a list of CUDA devices, but got device type {found.type}.")
     return found
