@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,9 +15,8 @@ from zrpc.errors import NotImportable
 from zrpc.runtime.futures import Future
 from zrpc.runtime.methods import invoke
 
-if TYPE_CHECKING:
-    from zrpc.rref import RRef
-
+Rref = Any
+"""An `RRef`, which is made with this module, and so not known to it."""
 Invocation = Callable[..., Any]
 """Calls a method: (reference, timeout, name of the method, its arguments)."""
 
@@ -27,7 +26,7 @@ class RRefProxy:
 
     __slots__ = ("__invocation", "__rref", "__timeout")
 
-    def __init__(self, rref: RRef[Any], invocation: Invocation, timeout: float) -> None:
+    def __init__(self, rref: Rref, invocation: Invocation, timeout: float) -> None:
         self.__rref = rref
         self.__invocation = invocation
         self.__timeout = timeout
@@ -39,17 +38,17 @@ class RRefProxy:
         return f"<proxy of {self.__rref}, by {self.__invocation.__name__}>"
 
 
-def invoke_sync(rref: RRef[Any], timeout: float, name: str, /, *args: Any, **kwargs: Any) -> Any:
+def invoke_sync(rref: Rref, timeout: float, name: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call a method and wait for its result."""
     return rref._calls.caller.call_sync(rref.owner(), invoke, (rref, name, args, kwargs), None, timeout)
 
 
-def invoke_async(rref: RRef[Any], timeout: float, name: str, /, *args: Any, **kwargs: Any) -> Future[Any]:
+def invoke_async(rref: Rref, timeout: float, name: str, /, *args: Any, **kwargs: Any) -> Future[Any]:
     """Call a method; returns a future of its result."""
-    return rref._calls.caller.call_async(rref.owner(), invoke, (rref, name, args, kwargs), None, timeout)
+    return rref._calls.caller.call_async(rref.owner(), invoke, (rref, name, args, kwargs), None, timeout)  # type: ignore[no-any-return]
 
 
-def invoke_remote(rref: RRef[Any], timeout: float, name: str, /, *args: Any, **kwargs: Any) -> RRef[Any]:
+def invoke_remote(rref: Rref, timeout: float, name: str, /, *args: Any, **kwargs: Any) -> Rref:
     """Call a method whose result stays with the owner; returns a reference to it.
 
     Waits for the value, to say here that it has no such method: a reference could tell of it only when it is used.
@@ -61,7 +60,7 @@ def invoke_remote(rref: RRef[Any], timeout: float, name: str, /, *args: Any, **k
     )
 
 
-def check_method(rref: RRef[Any], timeout: float, name: str) -> None:
+def check_method(rref: Rref, timeout: float, name: str) -> None:
     """Raise `AttributeError` if the value's class has no such attribute, as far as that can be known here."""
     try:
         cls = rref._get_type(timeout)

@@ -196,7 +196,7 @@ def test_what_has_not_started_never_does() -> None:
         assert first.wait() == "through"
         assert a.rpc_sync("b", int) == 0
         assert cluster["b"].agent.callee.under_way() == 0
-        assert _ended == ["gate"]
+        assert "never" not in _ended
         counts = a.agent.meter.counts(), cluster["b"].agent.meter.counts()
         assert counts[0].calls_made == counts[1].calls_served, "a graceful shutdown waits for these to be equal"
 
