@@ -79,6 +79,20 @@ def _lead(
     agent: Agent, key: str, names: set[str], obj: Any, call_timeout: float, deadline: float | None
 ) -> dict[str, Any]:
     me = agent.info.name
+    try:
+        return _lead_all(agent, key, names, obj, call_timeout, deadline)
+    except RuntimeError as error:
+        # Who has come waits for as long as it takes, and who has not yet is not to begin.
+        for name in sorted(names - {me}):
+            with contextlib.suppress(RuntimeError):
+                agent.caller.call_async(name, _dissolve_followers, (key, str(error)), None, UNSET_RPC_TIMEOUT)
+        raise
+
+
+def _lead_all(
+    agent: Agent, key: str, names: set[str], obj: Any, call_timeout: float, deadline: float | None
+) -> dict[str, Any]:
+    me = agent.info.name
     agent.gatherings.add(key, names, me, obj)
     if not agent.gatherings.wait(key, deadline):
         late = names - agent.gatherings.take(key).keys()
@@ -118,6 +132,11 @@ def _gather_to_leader(key: str, name: str, obj: Any, names: list[str]) -> None:
 def _desert_leader(key: str, name: str, why: str) -> None:
     """Runs on the leader: a follower does not come."""
     current_agent().gatherings.desert(key, name, why)
+
+
+def _dissolve_followers(key: str, why: str) -> None:
+    """Runs on the followers: it came to nothing."""
+    current_agent().gatherings.dissolve(key, why)
 
 
 def _broadcast_to_followers(key: str, objects: dict[str, Any]) -> None:

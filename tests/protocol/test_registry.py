@@ -12,6 +12,7 @@ from zrpc.protocol.effects import (
     Exit,
     Expectation,
     Fenced,
+    Joined,
     JoinFailed,
     MemberGone,
     MemberUp,
@@ -73,6 +74,52 @@ def test_a_complete_group_takes_no_more() -> None:
     world = World()
     world.add("a", world_size=1)
     assert "the group of 1 is complete: 'b' would be one more" in str(refusal(world.add("b", world_size=1)))
+
+
+def strict(rank: int, **fields: Any) -> dict[str, Any]:
+    return {"id": rank, "world_size": 3, "strict": True, **fields}
+
+
+def test_a_strict_group_fails_for_all_when_one_is_refused() -> None:
+    world = World()
+    early = [world.add("a", **strict(0)), world.add("b", **strict(1))]
+    late = world.add("c", **strict(2))  # the group is complete with it
+    assert all(node.heard(Joined) for node in (*early, late))
+
+    world = World()
+    early = [world.add("a", **strict(0)), world.add("b", **strict(1))]
+    culprit = world.add("a", **strict(2))
+    assert [type(refusal(node)) for node in (*early, culprit)] == [NameTaken] * 3
+    assert "'a' is not unique" in str(refusal(world.add("c", **strict(2))))  # and for who comes too late
+    assert world.registry is not None
+    assert len(world.registry.groups.failure_told) == 4
+    assert not list(world.registry.book.living())
+
+
+def test_a_group_that_is_not_strict_goes_on_without_the_refused() -> None:
+    world = World()
+    waiting = world.add("a", id=0, world_size=2)
+    refusal(world.add("a", id=1, world_size=2))
+    assert world.add("b", id=1, world_size=2).heard(Joined)
+    assert waiting.heard(Joined)
+
+
+def test_a_complete_strict_group_does_not_fail_by_a_stranger() -> None:
+    world = World()
+    for rank, name in enumerate("abc"):
+        world.add(name, **strict(rank))
+    refusal(world.add("d", **strict(0)))
+    assert world.registry is not None
+    assert world.registry.groups.failure is None
+    assert len(list(world.registry.book.living())) == 3
+
+
+def test_static_and_dynamic_are_not_mixed_when_strict() -> None:
+    world = World()
+    world.add("a", id=0, world_size=1, strict=True)
+    assert "mixes statically and dynamically" in str(refusal(world.add("b", strict=True)))
+    assert world.registry is not None
+    assert world.registry.groups.failure is None
 
 
 def test_a_static_member_cannot_change_the_rank_of_its_name() -> None:
@@ -232,17 +279,33 @@ def test_leaving_is_told_as_leaving_and_cannot_be_undone() -> None:
 # ----------------------------------------------------------------------------------------- coming back, fencing
 
 
-def test_one_declared_dead_is_taken_back_when_it_speaks_again() -> None:
+def test_silence_is_not_death_while_the_connection_stands() -> None:
     world = World()
     a, b = world.add("a"), world.add("b")
     world.run(1)
     b.is_frozen = True
-    world.run(5)
+    world.run(25)
     b.is_frozen = False
     world.run(1)
-    assert [type(item) for item in a.news[-2:]] == [MemberGone, MemberUp]
+    assert not a.heard(MemberGone)
     assert b.session.state == "up"
-    assert a.session.members["b"].incarnation == b.session.incarnation
+
+
+def test_one_declared_dead_is_fenced_when_it_speaks_again() -> None:
+    world = World()
+    a, b = world.add("a"), world.add("b")
+    world.run(1)
+    b.is_frozen = True
+    world.run(40)
+    b.is_frozen = False
+    world.run(1)
+    assert type(a.news[-1]) is MemberGone
+    (fenced,) = b.heard(Fenced)
+    assert "Start it again" in fenced.why
+    assert "b" not in a.session.members
+    again = world.add("b")
+    world.run(1)
+    assert (again.session.state, again.session.id, again.session.life) == ("up", 1, 1)
 
 
 def test_one_declared_dead_is_fenced_when_its_name_has_a_new_life() -> None:
@@ -250,7 +313,7 @@ def test_one_declared_dead_is_fenced_when_its_name_has_a_new_life() -> None:
     b = world.add("b")
     world.run(1)
     b.is_frozen = True
-    world.run(5)
+    world.run(40)
     new = world.add("b")
     b.is_frozen = False
     world.run(1)

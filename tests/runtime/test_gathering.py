@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from zrpc.errors import LocalFault, WorkerLost
+from zrpc.errors import LocalFault, Unavailable, WorkerLost
 from zrpc.runtime.gathering import Gatherings
 
 
@@ -72,4 +72,12 @@ def test_the_loss_of_who_has_not_come_ends_the_wait() -> None:
     assert not gatherings.wait(key, 0.0)
     gatherings.lose("c", "it died")
     with pytest.raises(WorkerLost, match="'c' was lost while gathering with it: it died"):
+        gatherings.wait(key, None)
+
+
+def test_the_leader_may_give_up() -> None:
+    gatherings = Gatherings()
+    key = gatherings.begin(["a", "b"])
+    gatherings.dissolve(key, "b is late")
+    with pytest.raises(Unavailable, match="b is late"):
         gatherings.wait(key, None)

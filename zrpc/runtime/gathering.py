@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zrpc.clock import Clock, monotonic, time_left
-from zrpc.errors import LocalFault, WorkerLost
+from zrpc.errors import LocalFault, Unavailable, WorkerLost
 from zrpc.runtime.executor import blocking_here
 
 
@@ -25,6 +25,7 @@ class Gathering:
     is_complete: bool = False
     lost: tuple[str, str] | None = None
     deserters: dict[str, str] = field(default_factory=dict)
+    failure: str = ""
 
 
 class Gatherings:
@@ -80,14 +81,22 @@ class Gatherings:
             gathering.is_complete = True
             self._changed.notify_all()
 
+    def dissolve(self, key: str, why: str) -> None:
+        """At the others: the leader says that it came to nothing."""
+        with self._changed:
+            self._find(key).failure = why
+            self._changed.notify_all()
+
     def wait(self, key: str, deadline: float | None) -> bool:
         """Wait for the whole, or until somebody has said not to come; False at the deadline.
 
-        Raises `WorkerLost` when somebody is gone.
+        Raises `WorkerLost` when somebody is gone, `Unavailable` when the leader has given up.
         """
         with blocking_here(), self._changed:
             gathering = self._find(key)
             while not gathering.is_complete and not gathering.deserters:
+                if gathering.failure:
+                    raise Unavailable(gathering.failure)
                 if gathering.lost is not None:
                     raise WorkerLost(*gathering.lost, "gathering with it")
                 left = time_left(deadline, self._clock())
