@@ -192,6 +192,16 @@ def test_an_error_that_somebody_has_seen_is_not_logged(caplog: pytest.LogCapture
     assert caplog.records == []
 
 
+def turn_grad_off() -> bool:
+    was = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    return was
+
+
+def test_a_function_does_not_leave_its_state_to_the_next(cluster: LocalCluster) -> None:
+    assert all(cluster["a"].rpc_sync("b", turn_grad_off) for _ in range(20))
+
+
 @pytest.mark.parametrize("to", ["a", "b"])
 def test_callbacks_run_in_the_state_that_the_call_was_made_in(cluster: LocalCluster, to: str) -> None:
     def state(_future: object = None) -> tuple[bool, bool]:

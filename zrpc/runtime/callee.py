@@ -283,6 +283,8 @@ class Callee:
             return
         finally:
             running.scope = saved
+            if not torch.is_grad_enabled():  # it is the thread's, which goes on to other calls
+                torch._C._set_grad_enabled(True)
         if isinstance(value, CoroutineType) and task.envelope.codec == Codec.PYTHON:
             self._run_coroutine(task, value)
         elif isinstance(value, torch._C.Future) and self._is_async(task, func):
