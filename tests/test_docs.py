@@ -160,7 +160,7 @@ def test_figures_in_the_text_are_those_of_the_code() -> None:
             f"body of up to {envelope.INLINE_BODY_BYTES >> 10} KiB and buffers of up to "
             f"{envelope.INLINE_BUFFER_BYTES >> 10} KiB",
             f"a beat each {broker.heartbeat_interval:g} s",
-            f"no beat for {broker.death_timeout:g} s",
+            f"no beat for {broker.silence_timeout:g} s",
             f"nothing was heard for {broker.loss_grace:g} s",
             f"collected for {broker.flush_interval * 1e3:g} ms",
         ),

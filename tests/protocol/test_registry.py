@@ -223,11 +223,11 @@ def test_silence_is_a_death_after_the_timeout() -> None:
     a, b = world.add("a"), world.add("b")
     world.run(1)
     b.is_frozen = True
-    world.run(2.4)
+    world.run(29.4)
     assert not a.heard(MemberGone)
     world.run(1.0)
     (gone,) = a.heard(MemberGone)
-    assert gone.why.startswith("it was not heard of for 3.0 s")
+    assert gone.why.startswith("it was not heard of for 30.0 s")
 
 
 def test_an_exit_seen_by_the_launcher_is_a_death_at_once() -> None:
@@ -257,7 +257,7 @@ def test_all_silences_end_when_the_broker_itself_was_stopped() -> None:
     world.run(10)
     assert world.living() == {"a"}
     a.is_frozen = True
-    world.run(7)
+    world.run(35)
     assert world.living() == set()
 
 

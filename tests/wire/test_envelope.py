@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from zrpc.errors import FrameError, LimitExceeded, VersionMismatch, ZrpcError
 from zrpc.wire.envelope import (
+    CHUNK_BYTES,
     INLINE_BODY_BYTES,
     INLINE_BUFFER_BYTES,
     PREAMBLE_BYTES,
@@ -63,6 +64,20 @@ def test_round_trip(envelope: Envelope) -> None:
 def test_a_small_message_is_one_frame() -> None:
     frames = pack(Envelope(Kind.CALL, 1, body=b"x" * 100, buffers=[b"y" * 32, b"z" * 32]))
     assert len(frames) == 1
+
+
+def test_very_large_parts_are_cut_into_frames_that_are_views() -> None:
+    body, buffer = bytes(CHUNK_BYTES + 1), bytearray(2 * CHUNK_BYTES)
+    buffer[-1] = 7
+    frames = pack(Envelope(Kind.CALL, 1, body=body, buffers=[b"small", buffer]))
+    assert [memoryview(frame).nbytes for frame in frames[1:]] == [CHUNK_BYTES, 1, CHUNK_BYTES, CHUNK_BYTES]
+    buffer[-1] = 9
+    decoded = unpack(frames)
+    assert (bytes(decoded.body), bytes(decoded.buffers[1])) == (body, bytes(buffer))
+    with pytest.raises(FrameError, match="missing"):
+        unpack(frames[:-1])
+    with pytest.raises(FrameError, match="its descriptor says"):
+        unpack([*frames[:3], bytes(CHUNK_BYTES - 1), frames[4]])
 
 
 def test_large_parts_are_frames_of_their_own_and_are_not_copied() -> None:

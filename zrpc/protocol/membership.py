@@ -8,7 +8,7 @@ The life of a name:
     ----------  ---------------  --------  ------------------------------------------------------
     joined      absent, gone     waiting   a process said HELLO; its group is not complete yet
     admitted    waiting          up        it is welcomed, and everyone is told
-    adopted     absent, gone     up        a member of an earlier run of the broker, or one declared dead, is back
+    adopted     absent, gone     up        a member of an earlier run of the broker is back
     died        waiting, up      gone      no beat, connection lost, or its process was seen to end
     left        waiting, up      gone      it said GOODBYE
 """
@@ -56,7 +56,10 @@ class RegistryOptions:
     heartbeat_interval: float = 0.5
     """How often a member reports."""
     death_timeout: float = 3.0
-    """A member that has not been heard of for this long is dead."""
+    """A member without a connection that has not been heard of for this long is dead."""
+    silence_timeout: float = 30.0
+    """A member whose connection stands, but that has not been heard of for this long, is dead. Much longer: ZeroMQ's own
+    heartbeats show that its process lives, and one call of a C library can keep Python from beating for seconds."""
     loss_grace: float = 0.3
     """A member whose connection closed and that is not back after this long is dead."""
     flush_interval: float = 0.02

@@ -130,7 +130,8 @@ class Registry:
         if record is None or not record.is_living or record.incarnation != incarnation:
             return []
         options = self.options
-        silent_until = max(record.heard_at + options.death_timeout, self._no_deaths_before)
+        patience = options.death_timeout if record.route is None else options.silence_timeout
+        silent_until = max(record.heard_at + patience, self._no_deaths_before)
         lost_until = None if record.lost_at is None else record.lost_at + options.loss_grace
         if lost_until is not None and lost_until <= now:
             return self._end(record, "died", "its connection closed", now)
@@ -308,12 +309,12 @@ class Registry:
                 record.hello = hello
                 self.book.connect(record, route, now)
                 return [self._welcome(record, now)] if record.state == UP else self._answer_again(route, record, now)
-            if record.by_will:
-                stale = StaleIncarnation(
-                    f"worker {record.name!r} has ended, as far as this broker knows: {record.why}."
-                )
-                return self._refuse(route, hello, stale)
-            return self._adopt(route, hello, record, now)
+            # Others were told that this life is over, and have given up what was here: it cannot go on as if it were not.
+            stale = StaleIncarnation(
+                f"worker {record.name!r} has ended, as far as this broker knows ({record.why}), and everybody was told so. "
+                "Start it again: it will be a new incarnation."
+            )
+            return self._refuse(route, hello, stale)
         if record is not None and (record.incarnation > hello.incarnation or record.id != hello.id):
             return self._refuse(route, hello, self._newer_life(hello.name))
         if not self.book.is_id_free(hello.id, hello.name):
@@ -353,7 +354,8 @@ class Registry:
         record.statistics = {}
         self.book.connect(record, route, now)
         self.book.note_living(record)
-        heapq.heappush(self._deaths, (now + self.options.death_timeout, record.id, record.incarnation))
+        first = min(self.options.death_timeout, self.options.silence_timeout)
+        heapq.heappush(self._deaths, (now + first, record.id, record.incarnation))
 
     def _refuse(self, route: bytes, hello: Hello, error: ZrpcError) -> list[Effect]:
         name = type(error).__name__

@@ -23,9 +23,10 @@ from zrpc.transport.base import Frames, Received, RouteGone, TransportStatistics
 from zrpc.transport.curve import Keyring, require_curve
 from zrpc.wire.limits import DEFAULT_LIMITS, Limits
 
-HEARTBEAT_MS = 1000
-"""How often ZeroMQ asks whether the peer's process still answers; off by default in ZeroMQ."""
-HEARTBEAT_TIMEOUT_MS = 2500
+HEARTBEATS_MS = {"broker": (500, 1500), "member": (2000, 10_000)}
+"""How often ZeroMQ asks whether the peer's process still answers, and how long it waits, by who listens; off by default in
+ZeroMQ. The broker is to notice within 2 s that a process is stopped or cut off. A connection between workers has patience:
+one frame of a large tensor may take a while, and who is lost the broker says."""
 HANDSHAKE_MS = 5000
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 1000
@@ -353,20 +354,19 @@ class ZmqTransport:
             allowed = frozenset(keyring.pair(role).public for role in ("broker", "member"))
             self._doorkeeper = _Doorkeeper(self._context, allowed)
 
-    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+    def _socket(self, kind: int, role: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.linger = LINGER_MS
         socket.sndhwm = 0
         socket.rcvhwm = 0
         socket.maxmsgsize = self._limits.message_bytes
-        socket.heartbeat_ivl = HEARTBEAT_MS
-        socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+        socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEATS_MS[role]
         socket.handshake_ivl = HANDSHAKE_MS
         return socket
 
     def listen(self, address: str, role: str, watch: bool = False) -> ZmqListener:
         check_address(address)
-        socket = self._socket(zmq.ROUTER)
+        socket = self._socket(zmq.ROUTER, role)
         socket.router_mandatory = 1
         if self._own is not None:
             assert self._keyring is not None
@@ -388,7 +388,7 @@ class ZmqTransport:
 
     def connect(self, address: str, role: str, watch: bool = False) -> ZmqLink:
         check_address(address)
-        socket = self._socket(zmq.DEALER)
+        socket = self._socket(zmq.DEALER, role)
         socket.reconnect_ivl = RECONNECT_MS
         socket.reconnect_ivl_max = RECONNECT_MAX_MS
         if self._own is not None:

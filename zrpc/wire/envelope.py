@@ -5,7 +5,10 @@ One rule: every field's bounds are checked before the field is used; a frame tha
 A message is one or more ZeroMQ frames (after the routing id that a ROUTER sees):
 
     frame 0      | 'Z' | version u8 | flags u16 | header length u32 | body length u32 | header | body | inline buffers |
-    frame 1..n   one buffer each, in the order of the descriptors (first the body, if flag BODY_APART is set)
+    frame 1..n   the buffers that are not in frame 0, in order (before them the body, if flag BODY_APART is set)
+
+A body or buffer of more than CHUNK_BYTES is cut into frames of that size: ZeroMQ's one I/O thread handles a frame in one go,
+and while it encrypts one of a gigabyte it answers no heartbeat.
 
 Integers are little-endian. A small message is a single frame: measured on a CURVE connection, three frames cost 20 to 50
 microseconds and half the message rate against one. The header is a msgpack array:
@@ -17,7 +20,7 @@ microseconds and half the message rate against one. The header is a msgpack arra
     4  receiver incarnation  u63; 0 any. A receiver of another incarnation refuses the message
     5  time left             microseconds until the deadline when the message was sent; 0 no deadline
     6  codec                 Codec of the body
-    7  buffers               nil, or [place, size, place, size, ...]; place 0 inline after the body, 1 a frame of its own
+    7  buffers               nil, or [place, size, place, size, ...]; place 0 inline after the body, 1 in frames of its own
     8  function              nil, or the name of the function: qualified name, or module:qualified name
     9  code                  nil, or the content hash of the TorchScript code (32 bytes)
     10 rref                  nil, or eight ids: RRefId (2), ForkId (2), number and floor in the control channel, owner (2)
@@ -55,6 +58,9 @@ INLINE_BUFFER_BYTES: Final = 8 * 1024
 """A buffer up to this size travels in frame 0."""
 INLINE_TOTAL_BYTES: Final = 64 * 1024
 """All buffers in frame 0 together."""
+
+CHUNK_BYTES: Final = 16 * 1024 * 1024
+"""The largest frame."""
 
 PLACE_INLINE: Final = 0
 PLACE_FRAME: Final = 1
@@ -209,7 +215,7 @@ def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
     flags = 0
     if body_size > INLINE_BODY_BYTES:
         flags = BODY_APART
-        frames.append(body)
+        _append(frames, body, body_size)
     descriptors: list[int] | None = None
     inline: list[Buffer] = []
     total = body_size
@@ -224,7 +230,7 @@ def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
                 inline.append(buffer)
                 descriptors += (PLACE_INLINE, size)
             else:
-                frames.append(buffer)
+                _append(frames, buffer, size)
                 descriptors += (PLACE_FRAME, size)
         if len(envelope.buffers) > limits.buffers:
             raise LimitExceeded("the number of buffers in a message", len(envelope.buffers), limits.buffers)
@@ -258,6 +264,27 @@ def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
     else:
         frames[0] = b"".join((preamble, header, body, *inline))
     return frames
+
+
+def _append(frames: list[Buffer], buffer: Buffer, size: int) -> None:
+    """Add a buffer as a frame, or as several that are views of it."""
+    if size <= CHUNK_BYTES:
+        frames.append(buffer)
+    else:
+        view = memoryview(buffer).cast("B")
+        frames.extend(view[start : start + CHUNK_BYTES] for start in range(0, size, CHUNK_BYTES))
+
+
+def _collect(frames: Sequence[Any], first: int, size: int, what: str) -> tuple[memoryview, int]:
+    """The bytes of something that begins at frame `first`, and the number of the frame after it."""
+    count = max(1, -(-size // CHUNK_BYTES))
+    if first + count > len(frames):
+        raise _fail(f"a frame of {what} is missing")
+    views = [memoryview(frame).cast("B") for frame in frames[first : first + count]]
+    found = sum(view.nbytes for view in views)
+    if found != size or any(view.nbytes != CHUNK_BYTES for view in views[:-1]):
+        raise _fail(f"{what} is {found} bytes in {count} frame(s), its descriptor says {size}")
+    return (views[0] if count == 1 else memoryview(b"".join(views))), first + count
 
 
 def _fail(why: str) -> FrameError:
@@ -339,12 +366,7 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
     next_frame = 1
     body: memoryview
     if flags & BODY_APART:
-        if len(frames) < 2:
-            raise _fail("the body's frame is missing")
-        body = memoryview(frames[1])
-        next_frame = 2
-        if body.nbytes != body_size:
-            raise _fail(f"the body is {body.nbytes} bytes, its header says {body_size}")
+        body, next_frame = _collect(frames, next_frame, body_size, "the body")
     else:
         body = first[position : position + body_size]
         position += body_size
@@ -396,12 +418,7 @@ def _take_buffers(
             out.append(first[position : position + size])
             position += size
         elif place == PLACE_FRAME:
-            if next_frame >= len(frames):
-                raise _fail("a buffer's frame is missing")
-            view = memoryview(frames[next_frame])
-            next_frame += 1
-            if view.nbytes != size:
-                raise _fail(f"a buffer is {view.nbytes} bytes, its descriptor says {size}")
+            view, next_frame = _collect(frames, next_frame, size, "a buffer")
             out.append(view)
         else:
             raise _fail(f"unknown place {place!r} of a buffer")
