@@ -85,7 +85,7 @@ def test_who_does_not_come_in_time_is_named(cluster: LocalCluster) -> None:
 def test_the_leader_hears_of_who_takes_too_long(cluster: LocalCluster) -> None:
     said = {name: future.wait() for name, future in on_each(cluster, NAMES, gather_slowly).items()}
     assert "timed out in _all_gather after 0.10 seconds" in said["a"]
-    # The others were late, or hear from the leader of who was; or the whole has reached them, if later than the leader waits.
+    # The others were late, or hear from the leader of who was; or all has reached them, later than the leader waits.
     assert all(not said[n] or "RPC ran for more than" in said[n] or "timed out in" in said[n] for n in ("b", "c")), said
 
 
