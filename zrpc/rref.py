@@ -18,8 +18,9 @@ from zrpc.protocol.rrefs import Peer as Life
 from zrpc.rref_proxy import RRefProxy, invoke_async, invoke_remote, invoke_sync
 from zrpc.runtime.context import current_agent, running
 from zrpc.runtime.futures import Future, complete
+from zrpc.runtime.handles import Calls, Reference
 from zrpc.runtime.methods import NO_CONTEXT, backward, type_of
-from zrpc.runtime.references import Calls, Reference, References
+from zrpc.runtime.references import References
 from zrpc.serialization.pickler import Hooks
 
 T = TypeVar("T")

@@ -17,21 +17,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import psutil
-import torch
 
-from zrpc.clock import Clock, earliest, monotonic
+from zrpc.clock import Clock, earliest, monotonic, time_left
 from zrpc.errors import (
-    CallTimeout,
     FrameError,
     ProtocolFault,
-    RRefLost,
     StaleIncarnation,
     Unavailable,
     VersionMismatch,
-    WorkerLost,
     ZrpcError,
 )
-from zrpc.ids import ForkId, GloballyUniqueId, LocalIds, RRefId, WorkerInfo
+from zrpc.ids import GloballyUniqueId, LocalIds, WorkerInfo
 from zrpc.options import AgentOptions
 from zrpc.protocol.effects import (
     BrokerBack,
@@ -45,9 +41,8 @@ from zrpc.protocol.effects import (
     Released,
     StopRequested,
 )
-from zrpc.protocol.rrefs import Peer as Life
 from zrpc.runtime.callee import Asker, Callee
-from zrpc.runtime.caller import Caller, Completion
+from zrpc.runtime.caller import Caller
 from zrpc.runtime.context import running
 from zrpc.runtime.directory import ClusterClient, MemberDirectory
 from zrpc.runtime.eventloop import EventLoop
@@ -58,7 +53,8 @@ from zrpc.runtime.identity import Identity
 from zrpc.runtime.inspection import Inspection, read_map, write_map
 from zrpc.runtime.peers import Address, LoopbackPeer, PeerBook
 from zrpc.runtime.receiver import Receiver, Source
-from zrpc.runtime.references import Reference, References
+from zrpc.runtime.references import References
+from zrpc.runtime.remotes import Handle, Remotes
 from zrpc.runtime.values import Values
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.pickler import Hooks
@@ -70,6 +66,9 @@ from zrpc.wire.messages import Member
 
 logger = logging.getLogger(__name__)
 
+BROKER_PATIENCE = 30.0
+"""Seconds that the common end of a static group waits for a broker that is away: one that is restarted is back long before."""
+
 _CALLS = (Kind.CALL, Kind.REMOTE_CALL)
 _REPLIES = (Kind.REPLY, Kind.ERROR, Kind.NEED_CODE, Kind.ANSWER)
 _CONTROL = (
@@ -80,10 +79,6 @@ _CONTROL = (
     Kind.RREF_CREATION_NOTICE,
     Kind.ACK,
 )
-
-
-Handle = tuple[RRefId, ForkId | None, Life]
-"""What the handle of a reference is made of; the fork id is None at the owner."""
 
 
 class _RouteAsker:
@@ -142,6 +137,8 @@ class Agent:
         self._clock = clock
         self._started = clock()
         self._released = threading.Event()
+        self._ending = threading.Condition()
+        self._broker_lost_at: float | None = None
         self.gatherings = Gatherings(clock)
         self.at_end: list[Callable[[bool], None]] = []
         """Called when the agent has ended; the argument says whether gracefully."""
@@ -164,7 +161,8 @@ class Agent:
         me = Address(identity.info, identity.incarnation, identity.address)
         self.peers.add_self(LoopbackPeer(self.peers, me, self._deliver_to_self))
         ids = LocalIds(identity.info.id, identity.life)
-        self.references = References(identity, ids, self.peers, self.receiver, self, clock)
+        self.remotes = Remotes(self, clock)
+        self.references = References(identity, ids, self.peers, self.receiver, self.remotes, clock)
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
         self.caller = Caller(identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock)
@@ -204,14 +202,27 @@ class Agent:
         if self._orphaned_at is not None and now >= self._orphaned_at:
             self._orphaned_at = None
             self._released.set()  # whoever would have said so is gone
+            self._look_again()
 
     def wait_released(self, deadline: float | None) -> bool:
         """Wait until all of the static group want to end and no call is under way; False at the deadline."""
         if self._released.is_set() or self.fenced is not None:
             return True
         self.client.begin_shutdown(self._counts)
-        left = None if deadline is None else max(0.0, deadline - self._clock())
-        return self._released.wait(left)
+        with self._ending:
+            while not self._released.is_set() and self.fenced is None:
+                lost_at = self._broker_lost_at
+                end = earliest(deadline, None if lost_at is None else lost_at + BROKER_PATIENCE)
+                left = time_left(end, self._clock())
+                if left == 0.0:
+                    return False
+                self._ending.wait(left)
+        return True
+
+    def _look_again(self) -> None:
+        """Something that `wait_released` waits for may have come."""
+        with self._ending:
+            self._ending.notify_all()
 
     def missing_for_shutdown(self) -> tuple[str, ...]:
         """Members that have not asked to end yet, as far as the broker has said."""
@@ -249,99 +260,7 @@ class Agent:
 
     def remote(self, to: str | int | WorkerInfo, func: Any, args: Any, kwargs: Any, timeout: float) -> Handle:
         """Have a worker make a value; returns the handle of a reference to it."""
-        peer = self.peers.find(to)
-        references = self.references
-        if peer.is_self:
-            rref_id, _, me = references.create_pending()
-            numbers = (*rref_id, *rref_id, 0, 0, 0, 0)
-
-            def on_failure(_value: Any, error: BaseException | None) -> None:
-                if error is not None:
-                    references.set_value(rref_id, None, error, Codec.PYTHON)
-
-            try:
-                self.caller.call(peer, Kind.REMOTE_CALL, func, args, kwargs, timeout, on_failure, numbers)
-            except BaseException as error:
-                references.set_value(rref_id, None, error, Codec.PYTHON)
-                references.discard(rref_id, None)
-                raise
-            return rref_id, None, me
-        fork = references.create_user(peer.key, self.caller.deadline_of(timeout))
-        numbers = (*fork.rref_id, *fork.fork_id, fork.seq, 0, 0, 0)
-
-        def on_answer(_value: Any, error: BaseException | None) -> None:
-            references.creation_answered(fork, error)
-
-        try:
-            self.caller.call(peer, Kind.REMOTE_CALL, func, args, kwargs, timeout, on_answer, numbers)
-        except BaseException:
-            references.creation_not_sent(fork)
-            references.discard(fork.rref_id, fork.fork_id)
-            raise
-        return fork.rref_id, fork.fork_id, fork.owner
-
-    def fetch(self, reference: Reference, timeout: float) -> Any:
-        """The value of a reference, wherever it is."""
-        if reference.is_owner():
-            return self.references.wait_for(reference.rref_id, self.caller.seconds(timeout))
-        self.references.check_usable(reference, "call to_here() on it")
-        peer = self.peers.find_life(reference.owner_life)
-        if peer is None:
-            raise RRefLost(
-                str(reference.rref_id), self.references.info_of(reference.owner_id).name, "it cannot be reached"
-            )
-        assert reference.fork_id is not None
-        numbers = (*reference.rref_id, *reference.fork_id, 0, 0, 0, 0)
-        what = f"fetching the value of {reference.rref_id}"
-        try:
-            return self.caller.request_sync(peer, Kind.RREF_FETCH, what, numbers, timeout)
-        except WorkerLost as error:
-            raise RRefLost(str(reference.rref_id), peer.info.name, error.why) from None
-        except (RRefLost, CallTimeout):
-            self.references.check_usable(reference, "call to_here() on it")  # why its creation failed says more
-            raise
-
-    def fetch_async(self, reference: Reference, timeout: float, done: Completion, touch: bool = False) -> int:
-        """Ask the owner of a reference for the value, or (`touch`) only for word that it is there.
-
-        Returns the number of the request, which `caller.cancel` takes. Raises when nothing was sent.
-        """
-        self.references.check_usable(reference, "call to_here() on it")
-        peer = self.peers.find_life(reference.owner_life)
-        rref = str(reference.rref_id)
-        owner = self.references.info_of(reference.owner_id).name
-        if peer is None:
-            raise RRefLost(rref, owner, "it cannot be reached")
-        assert reference.fork_id is not None
-        numbers = (*reference.rref_id, *reference.fork_id, 0, 0, 0, 0)
-
-        def answered(value: Any, error: BaseException | None) -> None:
-            if isinstance(error, WorkerLost):
-                error = RRefLost(rref, owner, error.why)
-            done(value, error)
-
-        what = f"{'waiting for' if touch else 'fetching'} the value of {rref}"
-        extra: dict[int, Any] | None = {Extra.TOUCH: True} if touch else None
-        return self.caller.request(peer, Kind.RREF_FETCH, what, numbers, timeout, answered, extra)
-
-    def await_value(self, reference: Reference, future: torch.futures.Future[None]) -> None:
-        """Complete a future when a reference's value is there, or cannot be; in time for the call that makes it."""
-        fork_id = reference.fork_id
-        if fork_id is None:
-            self.references.when_ready(reference.rref_id, lambda _value, error: complete(future, None, error))
-            return
-        deadline = self.references.creation_deadline(fork_id)
-
-        def done(_value: Any, error: BaseException | None) -> None:
-            if isinstance(error, CallTimeout) and deadline is not None:
-                self.references.creation_late(fork_id, error)
-            complete(future, None, error)
-
-        timeout = 0.0 if deadline is None else max(1e-6, deadline - self._clock())
-        try:
-            self.fetch_async(reference, timeout, done, touch=True)
-        except ZrpcError as error:
-            complete(future, None, error)
+        return self.remotes.remote(to, func, args, kwargs, timeout)
 
     # ------------------------------------------------------------------------------------ messages
 
@@ -361,7 +280,10 @@ class Agent:
                 )
                 self.callee.answer_error(asker, envelope, stale, 0)
             return
-        self._route(asker, envelope, False)
+        try:
+            self._route(asker, envelope, False)
+        except ProtocolFault as error:
+            self._refuse("malformed", error)
 
     def _route(self, asker: Asker, envelope: Envelope, is_local: bool) -> None:
         kind = envelope.kind
@@ -452,16 +374,20 @@ class Agent:
             self.fenced = news.why
             logger.error("worker %s was fenced: %s", self.info.name, news.why)
             self.request_stop(f"it was fenced: {news.why}")
+            self._look_again()
         elif isinstance(news, Held):
             self._held = news
         elif isinstance(news, Released):
             self._released.set()
+            self._look_again()
         elif isinstance(news, BrokerLost):
             logger.warning("worker %s lost the broker (%s); calls between workers go on", self.info.name, news.why)
+            self._broker_lost_at = self._clock()
+            self._look_again()
             if self.broker_grace is not None:
                 self._orphaned_at = self._clock() + self.broker_grace
         elif isinstance(news, BrokerBack):
-            self._orphaned_at = None
+            self._orphaned_at = self._broker_lost_at = None
             logger.warning("worker %s has the broker back", self.info.name)
 
     def _on_gone(self, news: MemberGone) -> None:

@@ -29,9 +29,10 @@ from zrpc.runtime.caller import size_of
 from zrpc.runtime.context import running
 from zrpc.runtime.eventloop import EventLoop
 from zrpc.runtime.executor import Executor
+from zrpc.runtime.handles import Reference
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.methods import backward, invoke, not_a_future, type_of
-from zrpc.runtime.references import Reference, References
+from zrpc.runtime.references import References
 from zrpc.runtime.scopes import Scope
 from zrpc.runtime.values import Values
 from zrpc.serialization.codestore import CodeStore

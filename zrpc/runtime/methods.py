@@ -14,7 +14,7 @@ import torch
 
 from zrpc.errors import RRefMisuse
 from zrpc.runtime.callables import ASYNC_ATTRIBUTE
-from zrpc.runtime.references import Reference
+from zrpc.runtime.handles import Reference
 from zrpc.serialization.script import is_script
 
 NO_CONTEXT = -1

@@ -10,12 +10,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
+from typing import Any
 
 from zrpc.clock import Clock, earliest, monotonic, time_left
-from zrpc.errors import CallTimeout, RRefLost, RRefMisuse, Unavailable
+from zrpc.errors import CallTimeout, InvalidTransition, RRefLost, RRefMisuse, Unavailable
 from zrpc.ids import ForkId, GloballyUniqueId, LocalIds, RRefId, WorkerInfo
 from zrpc.protocol.calls import WorkerKey
 from zrpc.protocol.rrefs import (
@@ -35,14 +33,12 @@ from zrpc.protocol.rrefs import (
 from zrpc.protocol.rrefs import Peer as Life
 from zrpc.runtime.context import running
 from zrpc.runtime.executor import blocking_here
+from zrpc.runtime.handles import Calls, Reference
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.peers import PeerBook
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.scopes import current_scope
 from zrpc.wire.envelope import Codec, Envelope, Kind, pack
-
-if TYPE_CHECKING:
-    from zrpc.runtime.caller import Caller
 
 logger = logging.getLogger(__name__)
 
@@ -56,22 +52,6 @@ CREATION_LATE = (
     "RRef creation via rpc.remote() timed out, and it is possible that the RRef on the owner node does not exist."
 )
 """What torch says of a reference whose creation took longer than its timeout."""
-
-
-class Calls(Protocol):
-    """What references ask of their agent."""
-
-    caller: Caller
-    references: References
-
-    def remote(self, to: Any, func: Any, args: Any, kwargs: Any, timeout: float) -> tuple[RRefId, ForkId | None, Life]:
-        """Have a worker make a value; returns what the handle of a reference to it is made of."""
-
-    def fetch(self, reference: Reference, timeout: float) -> Any:
-        """The value of a reference, wherever it is."""
-
-    def await_value(self, reference: Reference, future: torch.futures.Future[None]) -> None:
-        """Complete a future when the value is there, or cannot be."""
 
 
 class OwnedValue:
@@ -91,45 +71,6 @@ class OwnedValue:
         self.value, self.error, self.codec, self.is_done = value, error, codec, True
         waiters, self.waiters = self.waiters, []
         return waiters
-
-
-class Reference:
-    """What an RRef is underneath: its numbers, and one handle in the table of references while it lives.
-
-    `fork_id` is None at the owner.
-    """
-
-    __slots__ = ("__weakref__", "_book", "_is_held", "fork_id", "owner_life", "rref_id")
-
-    def __init__(self, book: References, rref_id: RRefId, fork_id: ForkId | None, owner: Life) -> None:
-        self._book = book
-        self.rref_id = rref_id
-        self.fork_id = fork_id
-        self.owner_life = owner
-        self._is_held = True
-
-    def is_owner(self) -> bool:
-        """Whether the value lives on this worker."""
-        return self.fork_id is None
-
-    @property
-    def owner_id(self) -> int:
-        """The id of the worker that has the value."""
-        return self.owner_life.worker_id
-
-    def local_value(self) -> Any:
-        """The value, at its owner; waits until there is one."""
-        if self.fork_id is not None:
-            me, owner = self._book.identity.info, self._book.info_of(self.owner_id)
-            raise RRefMisuse(
-                f"For UserRRef(rref_id={self.rref_id}, fork_id={self.fork_id}), "
-                f"can't call localValue() on user {me}. Call it on owner {owner}"
-            )
-        return self._book.wait_for(self.rref_id, self._book.calls.caller.rpc_timeout)
-
-    def __del__(self) -> None:
-        if getattr(self, "_is_held", False):
-            self._book.discard(self.rref_id, self.fork_id)
 
 
 class References:
@@ -350,8 +291,12 @@ class References:
         to = running.destination
         if to is None:
             raise RRefMisuse("Can not pickle rref in python pickler, rref can only be pickled when using RPC")
-        with self._lock:
-            fork = self._table.fork(reference.rref_id, reference.fork_id, Life(*to), running.expires)
+        try:
+            with self._lock:
+                fork = self._table.fork(reference.rref_id, reference.fork_id, Life(*to), running.expires)
+        except InvalidTransition:
+            self.check_usable(reference, "call fork an UserRRef")  # says what became of it
+            raise
         numbers = fork.to_numbers()
         running.forks += numbers
         return numbers

@@ -14,7 +14,7 @@ from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import WorkerKey
 from zrpc.runtime.callables import Target
 from zrpc.runtime.context import running
-from zrpc.runtime.references import Reference
+from zrpc.runtime.handles import Reference
 from zrpc.serialization.failures import decode_failure
 from zrpc.serialization.pickler import Encoded, Hooks, dumps_python, dumps_script, loads_python, loads_script
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind
