@@ -44,7 +44,9 @@ def test_the_key_is_in_the_record() -> None:
 
 @pytest.mark.parametrize("secret", ["", "zz", "00"])
 def test_without_a_key_the_error_says_what_to_set(secret: str) -> None:
-    with pytest.raises(ConfigError, match=r"'here', this process on 'there' and has no key.*ZRPC_KEY_FILE.*ZRPC_SECRET"):
+    with pytest.raises(
+        ConfigError, match=r"'here', this process on 'there' and has no key.*ZRPC_KEY_FILE.*ZRPC_SECRET"
+    ):
         find(replace(RECORD, secret=secret, key_path="/nonexistent/key"))
 
 
