@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -188,6 +189,8 @@ def init_rpc(
             agent = meet(hello, asked.init_method, options)
         agent.caller.refuses_script_methods = rpc_backend_options is not None
         install_agent(agent)
+        atexit.unregister(_leave_at_exit)
+        atexit.register(_leave_at_exit)
         agent.start()
     teach_torch()
     _check_device_maps(agent, asked)
@@ -276,6 +279,12 @@ def join(
         raise
     agents.append(agent)
     return agent
+
+
+def _leave_at_exit() -> None:
+    """The interpreter ends without `shutdown`: threads that wait inside torch would meet an interpreter that is gone."""
+    with contextlib.suppress(Exception):
+        shutdown(graceful=False)
 
 
 def shutdown(graceful: bool = True, timeout: float = 0) -> None:

@@ -34,10 +34,10 @@ def register_operators() -> None:
     global _library
     with _lock:
         if _library is None:
-            library = torch.library.Library("zrpc", "DEF")
-            library.define(SCHEMA)
+            library = torch.library.Library("zrpc", "DEF")  # type: ignore[no-untyped-call]
+            library.define(SCHEMA)  # type: ignore[no-untyped-call]
             # Not bound to a device: an empty list of tensors has none to choose by.
-            library.impl("call", _call, "CompositeExplicitAutograd")
+            library.impl("call", _call, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
             _library = library
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from cluster import KEYRING, LONG, Driver, running
+from cluster import KEYRING, LONG, running
 
 from zrpc.broker.client import BrokerClient
 from zrpc.clock import monotonic

@@ -236,3 +236,12 @@ def test_repr_shows_the_ids(cluster: LocalCluster) -> None:
         f"ForkId = GloballyUniqueId(created_on={me}, local_id=1))"
     )
     assert str(cluster["a"].rref(1)) == f"OwnerRRef(GloballyUniqueId(created_on={me}, local_id=2))"
+
+
+def test_a_lost_reference_cannot_be_passed_on(cluster: LocalCluster) -> None:
+    reference = cluster["a"].remote("b", make_list, (2,))
+    assert reference.to_here() == [0, 1]
+    cluster.kill("b")
+    assert eventually(lambda: not cluster["a"].agent.directory.find_name("b"))
+    with pytest.raises(RRefLost, match="lost with its owner 'b'"):
+        cluster["a"].rpc_sync("c", fetch, (reference,))

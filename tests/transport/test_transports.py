@@ -239,3 +239,12 @@ def test_the_listener_tells_which_connection_closed() -> None:
     poller.close()
     b.close()
     a.close()
+
+
+def test_a_closed_link_is_forgotten() -> None:
+    a = ZmqTransport(None, "member")
+    listener = a.listen("tcp://127.0.0.1:0", "member")
+    for _ in range(3):
+        a.connect(listener.address, "member").close()
+    assert a._open == {listener}
+    a.close()

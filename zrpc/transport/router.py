@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -92,6 +93,7 @@ class _Socket:
         self._lock = threading.Lock()
         self._fd = int(socket.getsockopt(zmq.FD))
         self._closed = False
+        self.on_close: Callable[[Any], None] | None = None
         self._in = self._out = self._bytes_in = self._bytes_out = 0
 
     def fileno(self) -> int:
@@ -123,6 +125,10 @@ class _Socket:
             size += view.nbytes
         self._in += 1
         self._bytes_in += size
+
+    def _was_closed(self) -> None:
+        if self.on_close is not None:
+            self.on_close(self)
 
     def _has_input(self) -> bool:
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN)
@@ -247,6 +253,7 @@ class ZmqListener(_Socket):
                     self._monitor.wait_for(int(zmq.EVENT_CLOSED), LINGER_MS)
                 self._monitor.close()
             self._socket.close()
+        self._was_closed()
 
 
 _LINK_EVENTS = {
@@ -323,6 +330,7 @@ class ZmqLink(_Socket):
             if self._monitor is not None:
                 self._monitor.close()
             self._socket.close()
+        self._was_closed()
 
 
 def check_address(address: str) -> str:
@@ -346,7 +354,7 @@ class ZmqTransport:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._context.max_sockets = 65535
         self._doorkeeper: _Doorkeeper | None = None
-        self._open: list[ZmqListener | ZmqLink] = []
+        self._open: set[ZmqListener | ZmqLink] = set()
         self._own = None
         if keyring is not None:
             require_curve()
@@ -355,7 +363,12 @@ class ZmqTransport:
             self._doorkeeper = _Doorkeeper(self._context, allowed)
 
     def _socket(self, kind: int, role: str) -> zmq.Socket[bytes]:
-        socket = self._context.socket(kind)
+        try:
+            socket = self._context.socket(kind)
+        except zmq.ZMQError as error:
+            raise Unavailable(
+                f"this process can open no more connections ({error}); raise its limit of descriptors"
+            ) from None
         socket.linger = LINGER_MS
         socket.sndhwm = 0
         socket.rcvhwm = 0
@@ -383,7 +396,8 @@ class ZmqTransport:
         endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(endpoint, bytes)
         listener = ZmqListener(socket, endpoint.rstrip(b"\0").decode(), watch)
-        self._open.append(listener)
+        self._open.add(listener)
+        listener.on_close = self._open.discard
         return listener
 
     def connect(self, address: str, role: str, watch: bool = False) -> ZmqLink:
@@ -402,24 +416,19 @@ class ZmqTransport:
         except (zmq.ZMQError, OSError) as error:
             socket.close(0)
             raise ConfigError(f"address {address}", [f"{error}; use tcp://HOST:PORT"]) from None
-        self._open.append(link)
+        self._open.add(link)
+        link.on_close = self._open.discard
         return link
-
-    def forget(self, end: ZmqLink) -> None:
-        """Close a link and drop it from the list that `close` goes through."""
-        end.close()
-        if end in self._open:
-            self._open.remove(end)
 
     def refusals(self) -> dict[str, int]:
         refused: Counter[str] = Counter() if self._doorkeeper is None else Counter(self._doorkeeper.refused)
-        for end in self._open:
+        for end in list(self._open):
             if isinstance(end, ZmqListener):
                 refused.update(end.refused)
         return dict(refused)
 
     def close(self) -> None:
-        for end in self._open:
+        for end in list(self._open):
             end.close()
         self._open.clear()
         # Terminating waits for what lingers, at most LINGER_MS; it also ends the doorkeeper's receive.

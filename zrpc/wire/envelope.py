@@ -7,8 +7,8 @@ A message is one or more ZeroMQ frames (after the routing id that a ROUTER sees)
     frame 0      | 'Z' | version u8 | flags u16 | header length u32 | body length u32 | header | body | inline buffers |
     frame 1..n   the buffers that are not in frame 0, in order (before them the body, if flag BODY_APART is set)
 
-A body or buffer of more than CHUNK_BYTES is cut into frames of that size: ZeroMQ's one I/O thread handles a frame in one go,
-and while it encrypts one of a gigabyte it answers no heartbeat.
+A body or buffer of more than CHUNK_BYTES is cut into frames of that size: ZeroMQ's one I/O thread handles a frame in one
+go, and while it encrypts one of a gigabyte it answers no heartbeat.
 
 Integers are little-endian. A small message is a single frame: measured on a CURVE connection, three frames cost 20 to 50
 microseconds and half the message rate against one. The header is a msgpack array:
@@ -201,7 +201,6 @@ class Envelope:
 
 def _nbytes(buffer: Buffer) -> int:
     return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
-
 
 
 def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
