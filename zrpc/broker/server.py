@@ -234,10 +234,14 @@ class BrokerServer:
         self._perform(effects)
 
     def _perform(self, effects: list[Effect]) -> None:
+        # News first: whoever acts on a message from here must find that the broker's owner knows what it is about.
         for effect in effects:
             if isinstance(effect, Announce):
                 self._announce(effect.news)
-            elif isinstance(effect, Broadcast):
+        for effect in effects:
+            if isinstance(effect, Announce):
+                continue
+            if isinstance(effect, Broadcast):
                 frames = seal(effect.message, BROKER_ID, self._registry.epoch)
                 for route in effect.routes:
                     self._send(route, frames)
