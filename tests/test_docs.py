@@ -190,6 +190,11 @@ def test_configurations_in_pages_are_good(page: Path) -> None:
         parse_config(text if "roles:" in text else f"{text}roles: {{worker: }}\n", page.name)
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_examples_for_tests_run(number: int) -> None:
+    exec(compile(blocks(read(ROOT / "docs" / "testing.md"), "python")[number], "testing.md", "exec"), {})
+
+
 def environment(folder: Path) -> dict[str, str]:
     """That of a user who has set nothing, and whose run directories are in `folder`."""
     runtime = folder / "runtime"

@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -128,6 +128,7 @@ def init_rpc(
     role: str | None = None,
     options: AgentOptions | None = None,
     wait: bool | None = None,
+    wrap_transport: Callable[[Transport], Transport] | None = None,
 ) -> None:
     """Join a cluster: from here on this process can call others and be called.
 
@@ -144,6 +145,7 @@ def init_rpc(
         role: what this worker is for, shown by tools; `ZRPC_ROLE` if None.
         options: what else the agent is told; from `ZRPC_OPTIONS` if None.
         wait: whether to return only when everybody is there that the broker was told to expect; `ZRPC_WAIT` if None.
+        wrap_transport: is given the transport of this worker and returns the one to use, as `zrpc.testing` does it.
 
     Raises:
         AlreadyInitialized, InvalidName, ConfigError, KeyFileError: nothing was tried.
@@ -183,10 +185,10 @@ def init_rpc(
         if find_agent() is not None:  # another thread was quicker
             raise AlreadyInitialized(current_agent().info.name)
         if broker:
-            transport = ZmqTransport(_find_keyring(options, key_file), "member", Limits(options.max_message_bytes))
-            agent = join(hello, broker, transport, options)
+            keyring = _find_keyring(options, key_file)
+            agent = join(hello, broker, open_transport(keyring, options, wrap_transport), options)
         else:
-            agent = meet(hello, asked.init_method, options)
+            agent = meet(hello, asked.init_method, options, wrap_transport)
         agent.caller.refuses_script_methods = rpc_backend_options is not None
         install_agent(agent)
         atexit.unregister(_leave_at_exit)
@@ -205,7 +207,20 @@ def _check_device_maps(agent: Agent, asked: TensorPipeRpcBackendOptions) -> None
             raise
 
 
-def meet(hello: Hello, init_method: str, options: AgentOptions) -> Agent:
+def open_transport(
+    keyring: Keyring | None, options: AgentOptions, wrap: Callable[[Transport], Transport] | None
+) -> Transport:
+    """The transport of a member."""
+    transport = ZmqTransport(keyring, "member", Limits(options.max_message_bytes))
+    return transport if wrap is None else wrap(transport)
+
+
+def meet(
+    hello: Hello,
+    init_method: str,
+    options: AgentOptions,
+    wrap_transport: Callable[[Transport], Transport] | None = None,
+) -> Agent:
     """Join, or found, the group that meets at an init method; returns the agent, which is yet to be started."""
     seconds = options.init_timeout if "ZRPC_OPTIONS" in os.environ else max(MEETING_TIMEOUT, options.rpc_timeout)
     deadline = monotonic() + seconds
@@ -217,7 +232,7 @@ def meet(hello: Hello, init_method: str, options: AgentOptions) -> Agent:
     try:
         while True:
             place = meeting.find(deadline)
-            transport = ZmqTransport(place.keyring, "member", Limits(options.max_message_bytes))
+            transport = open_transport(place.keyring, options, wrap_transport)
             here = options
             if options.bind == AgentOptions().bind:
                 here = options.replace(bind=endpoint(place.interface))

@@ -18,6 +18,8 @@ from zrpc.protocol.membership import RegistryOptions
 from zrpc.rref import RRef
 from zrpc.runtime.agent import Agent
 from zrpc.runtime.futures import Future
+from zrpc.testing.faults import FaultPlan
+from zrpc.testing.faulty import BROKER
 from zrpc.transport.base import Transport
 from zrpc.transport.curve import new_keyring
 from zrpc.transport.memory import MemoryNetwork, MemoryTransport
@@ -62,7 +64,8 @@ class LocalCluster:
     """A context manager: starts a broker and workers of these names, and stops them.
 
     `network`: 'memory' (no sockets), 'tcp' or 'curve' (TCP with encryption). `options` go to every worker, `roles` to
-    those named. Values cross between workers as they do between processes: encoded and decoded.
+    those named. Values cross between workers as they do between processes: encoded and decoded. `faults` is what goes
+    wrong between them.
     """
 
     def __init__(
@@ -72,11 +75,13 @@ class LocalCluster:
         options: AgentOptions | None = None,
         broker_options: RegistryOptions | None = None,
         options_of: Mapping[str, AgentOptions] | None = None,
+        faults: FaultPlan | None = None,
     ) -> None:
         self._names = names
         self._options = options or AgentOptions(init_timeout=20.0)
         self._options_of = options_of or {}
         self._broker_options = broker_options
+        self.faults = faults
         keyring = new_keyring("local") if network == "curve" else None
         memory = MemoryNetwork()
         self._make: Callable[[str], Transport]
@@ -90,8 +95,12 @@ class LocalCluster:
         self._broker_transport: Transport | None = None
         self.broker: BrokerServer | None = None
 
+    def _transport(self, role: str, name: str) -> Transport:
+        transport = self._make(role)
+        return transport if self.faults is None else self.faults.wrap(transport, name)
+
     def __enter__(self) -> LocalCluster:
-        self._broker_transport = self._make("broker")
+        self._broker_transport = self._transport("broker", BROKER)
         self.broker = BrokerServer(self._broker_transport, self._bind, cluster="local", options=self._broker_options)
         self.broker.start()
         try:
@@ -115,7 +124,7 @@ class LocalCluster:
         said = Hello(
             name=name, nonce=secrets.randbits(63) or 1, address=self._bind, pid=os.getpid(), host="local", **hello
         )
-        agent = join(said, self.broker.address, self._make("member"), options)
+        agent = join(said, self.broker.address, self._transport("member", name), options)
         agent.start()
         self._workers[name] = LocalWorker(agent)
         return self._workers[name]
@@ -140,3 +149,5 @@ class LocalCluster:
             self.broker.stop()
         if self._broker_transport is not None:
             self._broker_transport.close()
+        if self.faults is not None:
+            self.faults.close()
