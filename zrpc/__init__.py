@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zrpc.version import __version__
 
 if TYPE_CHECKING:
-    from zrpc import aio, errors, functions
+    from zrpc import aio, errors, functions, nn
     from zrpc.api import (
         get_rpc_timeout,
         get_worker_info,
@@ -56,6 +56,7 @@ __all__ = [
     "get_workers",
     "init_rpc",
     "is_available",
+    "nn",
     "register_operators",
     "register_script",
     "remote",
@@ -82,7 +83,7 @@ _HOMES = {
     "register_operators": "operators",
     "wait_all": "runtime.futures",
 }
-_MODULES = ("aio", "errors", "functions")
+_MODULES = ("aio", "errors", "functions", "nn")
 
 # Names of torch.distributed.rpc that programs use although they are not public, and its modules: there, but not listed.
 _ALSO = {

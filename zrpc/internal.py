@@ -64,6 +64,10 @@ class _InternalRPCPickler:
         """Have values of a class written by `reducer`, which returns what `__reduce__` would. The first one stays."""
         self._class_reducer_dict.setdefault(obj_class, reducer)
 
+    def is_writing(self) -> bool:
+        """Whether this thread is in `serialize` or `deserialize`."""
+        return self._tables.items is not _Tables.items
+
     def _set_aside(self, value: Any) -> tuple[Any, ...]:
         self._tables.items.append(value)
         return _take_back, (len(self._tables.items) - 1,)

@@ -34,6 +34,8 @@ from zrpc.serialization.tensors import Reduced
 
 MAX_FIELDS: Final = 1024
 MAX_NAME: Final = 1024
+REMOTE_HANDLE: Final = "_remote_handle"
+"""The attribute that a script module has when it stands for a module on another worker (see `nn.interfaces`)."""
 
 
 class ScriptObject:
@@ -91,6 +93,13 @@ def archive_tensor(archive: bytes) -> torch.Tensor:
 
 def reduce_module(module: torch.jit.ScriptModule) -> Reduced:
     """A ScriptModule by value."""
+    if module._c.hasattr(REMOTE_HANDLE):
+        raise EncodeError(
+            "a value",
+            "RemoteModule, compiled",
+            "Passing a script RemoteModule over RPC is not supported. Send the RemoteModule that it was compiled of, or "
+            "its `module_rref`, from which `init_from_module_rref` makes another one there",
+        )
     return names.script_module, (archive_tensor(module._c.save_to_buffer({})),)
 
 

@@ -1,0 +1,1 @@
+"""The modules of `torch.distributed.nn.api`, by their names."""
