@@ -19,7 +19,7 @@ from torch.jit._recursive import wrap_cpp_module
 from torch.jit._script import RecursiveScriptModule
 from torch.jit._state import _get_python_class, _get_script_class
 
-from zrpc.errors import EncodeError, FrameError
+from zrpc.errors import EncodeError, FrameError, LocalFault
 from zrpc.serialization import names
 from zrpc.serialization.archives import load_archive
 from zrpc.serialization.dtypes import (
@@ -94,11 +94,9 @@ def archive_tensor(archive: bytes) -> torch.Tensor:
 def reduce_module(module: torch.jit.ScriptModule) -> Reduced:
     """A ScriptModule by value."""
     if module._c.hasattr(REMOTE_HANDLE):
-        raise EncodeError(
-            "a value",
-            "RemoteModule, compiled",
+        raise LocalFault(
             "Passing a script RemoteModule over RPC is not supported. Send the RemoteModule that it was compiled of, or "
-            "its `module_rref`, from which `init_from_module_rref` makes another one there",
+            "its `module_rref`, from which `init_from_module_rref` makes another one there."
         )
     return names.script_module, (archive_tensor(module._c.save_to_buffer({})),)
 
