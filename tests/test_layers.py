@@ -27,7 +27,7 @@ LAYERS = (
     ("zrpc.telemetry",),
     ("zrpc.serialization", "zrpc.transport"),
     ("zrpc.runtime",),
-    ("zrpc.rref_proxy",),
+    ("zrpc.rref_proxy", "zrpc.profiler"),
     ("zrpc.broker", "zrpc.rref", "zrpc.functions"),
     ("zrpc.rendezvous", "zrpc.internal", "zrpc.debug"),
     ("zrpc.collectives", "zrpc.backend_registry"),

@@ -34,6 +34,7 @@ from zrpc.errors import AlreadyInitialized, BrokerUnreachable, ConfigError
 from zrpc.ids import WorkerInfo, check_name
 from zrpc.internal import PythonUDF, _internal_rpc_pickler, _run_serialized, _run_serialized_async
 from zrpc.options import AgentOptions, from_environment
+from zrpc.profiler import teach_profilers
 from zrpc.rendezvous.meeting import Party, endpoint
 from zrpc.rendezvous.methods import plan_meeting, rank_of
 from zrpc.rref import RRef, rref_hooks
@@ -195,6 +196,7 @@ def init_rpc(
         atexit.register(_leave_at_exit)
         agent.start()
     teach_torch()
+    teach_profilers()
     _check_device_maps(agent, asked)
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from zrpc.api import rpc_sync
 from zrpc.errors import LocalFault
+from zrpc.runtime.context import current_agent
 
 SCHEMA = "call(str to, str function, Tensor[] args, float timeout=-1) -> Tensor[]"
 
@@ -42,7 +42,8 @@ def register_operators() -> None:
 
 
 def _call(to: str, function: str, args: list[torch.Tensor], timeout: float = -1) -> list[torch.Tensor]:
-    result: Any = rpc_sync(to, function, tuple(args), None, timeout)
+    agent = current_agent("zrpc::call")
+    result: Any = agent.caller.call_sync(to, function, tuple(args), None, timeout, "async_jit")
     tensors = [result] if isinstance(result, torch.Tensor) else result
     if not isinstance(tensors, (list, tuple)) or not all(isinstance(item, torch.Tensor) for item in tensors):
         raise LocalFault(

@@ -6,7 +6,6 @@ values are in `runtime.references`.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ from zrpc.runtime.context import current_agent, running
 from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.handles import Calls, Reference
 from zrpc.runtime.methods import NO_CONTEXT, backward, type_of
+from zrpc.runtime.profiling import book
 from zrpc.runtime.references import References
 from zrpc.serialization.pickler import Hooks
 
@@ -132,11 +132,7 @@ class RRef(Reference, Generic[T]):
                 self.rref_id, lambda value, error: complete(future, None if error else type(value), error)
             )
             return future
-        info, owner = self._book.identity.info, self.owner()
-        key = f"rpc_async#_rref_typeof_on_owner({info.name} -> {owner.name})"
-        is_profiled = torch._C._autograd._profiler_enabled()
-        with torch.autograd.profiler.record_function(key) if is_profiled else contextlib.nullcontext():
-            return self._calls.caller.call_async(owner, type_of, (self,), None, timeout)
+        return self._calls.caller.call_async(self.owner(), type_of, (self,), None, timeout)
 
     def _get_future(self) -> Future[None]:
         """A future that is done when the value is made, or has the error of the call that should have made it.
@@ -148,6 +144,13 @@ class RRef(Reference, Generic[T]):
             future = self._future = Future()
             self._calls.await_value(self, future)
         return future
+
+    def _get_profiling_future(self) -> torch.futures.Future[None]:
+        """A future that is done when the call that made the value is in the profile that it was made under."""
+        maker = book.find_maker(tuple(self.rref_id))
+        if maker is None:
+            raise RuntimeError("Profiling future has not been set: the value was not made under a profiler")
+        return maker.future
 
     def _check_usable(self, use: str) -> None:
         """Raise why this reference is of no `use` any more, if so."""

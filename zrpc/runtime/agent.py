@@ -52,6 +52,7 @@ from zrpc.runtime.gathering import Gatherings
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.inspection import Inspection, read_map, write_map
 from zrpc.runtime.peers import Address, LoopbackPeer, PeerBook
+from zrpc.runtime.profiling import is_asked
 from zrpc.runtime.receiver import Receiver, Source
 from zrpc.runtime.references import References
 from zrpc.runtime.remotes import Handle, Remotes
@@ -310,6 +311,8 @@ class Agent:
         is_touch = bool(envelope.extra and envelope.extra.get(Extra.TOUCH))
 
         def answer(value: Any, error: BaseException | None, codec: Codec) -> None:
+            if is_touch and is_asked(envelope):
+                self.callee.recordings.give(envelope)
             if error is not None:
                 self.callee.answer_error(asker, envelope, error, 0)
             elif is_touch:

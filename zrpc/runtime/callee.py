@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import torch
 
-from zrpc.clock import Clock, monotonic
+from zrpc.clock import Clock, monotonic, perf_ns
 from zrpc.errors import Cancelled, FrameError, Unavailable, UnknownFunction
 from zrpc.ids import GloballyUniqueId
 from zrpc.runtime.callables import ASYNC_ATTRIBUTE
@@ -32,6 +32,7 @@ from zrpc.runtime.executor import Executor
 from zrpc.runtime.handles import Reference
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.methods import backward, invoke, not_a_future, type_of
+from zrpc.runtime.profiling import Recordings, attach_profile, is_asked, run_recorded
 from zrpc.runtime.references import References
 from zrpc.runtime.scopes import Scope
 from zrpc.runtime.values import Values
@@ -55,10 +56,11 @@ class Asker(Protocol):
 class Task(Scope):
     """A call that is being served."""
 
-    __slots__ = ("asker", "envelope", "func", "has_started", "is_async", "key", "size")
+    __slots__ = ("arrived_ns", "asker", "envelope", "func", "has_started", "is_async", "key", "size")
 
     def __init__(self, asker: Asker, envelope: Envelope, func: Callable[..., Any] | None, now: float) -> None:
         super().__init__(now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None)
+        self.arrived_ns = perf_ns()
         self.asker = asker
         self.envelope = envelope
         self.func = func
@@ -99,6 +101,7 @@ class Callee:
         self._loop = loop
         self._clock = clock
         self._tasks: dict[tuple[int, int, int], Task] = {}
+        self.recordings = Recordings()
 
     # ------------------------------------------------------------------------------------ arriving
 
@@ -274,7 +277,10 @@ class Callee:
         saved = running.scope
         running.scope = task
         try:
-            value = func(*args, **kwargs)
+            if task.envelope.extra is not None and is_asked(task.envelope):
+                value = run_recorded(task.envelope, task.arrived_ns, func, args, kwargs)
+            else:
+                value = func(*args, **kwargs)
         except BaseException as error:  # whatever a user function raises belongs to its caller
             if task.envelope.codec != Codec.PYTHON:
                 error = _as_runtime_error(error)
@@ -339,6 +345,8 @@ class Callee:
         rref_id = task.rref_id
         if rref_id is not None:
             self._meter.served(task.size, 0, error is not None)
+            if task.envelope.extra is not None:
+                self.recordings.keep(task.envelope)
             self._references.set_value(rref_id, value, error, Codec(task.envelope.codec))
         elif not is_wanted:
             pass  # cancelled, and answered then
@@ -355,6 +363,8 @@ class Callee:
         to = (envelope.sender, envelope.sender_incarnation)
         try:
             self._values.write(reply, codec, value, to, deadline)
+            if envelope.extra is not None:
+                attach_profile(envelope, reply)
             frames = pack(reply, self._limits)
         except BaseException as error:  # the value's own methods may raise anything, as functions may
             self._values.take_back(reply, to)
@@ -367,6 +377,8 @@ class Callee:
         reply = self._reply(envelope, Kind.ERROR)
         reply.codec = Codec.MSGPACK
         reply.body = encode_failure(error, self._identity.info.id, self._identity.info.name)
+        if envelope.extra is not None:
+            attach_profile(envelope, reply)
         self._send(asker, envelope, reply, pack(reply, self._limits), size)
 
     def _answer_error(self, task: Task, error: BaseException) -> None:

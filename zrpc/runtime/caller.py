@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from zrpc.errors import (
     CallTimeout,
     Cancelled,
     FrameError,
-    LocalFault,
     Unavailable,
     UnknownWorker,
     WorkerLost,
@@ -33,6 +32,8 @@ from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.inspection import read_map, write_map
 from zrpc.runtime.peers import Peer, PeerBook
+from zrpc.runtime.pending import PendingCall, check_timeout
+from zrpc.runtime.profiling import Completion, ProfiledCall, is_profiling, profile_key
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.scopes import Scope, current_scope
 from zrpc.runtime.threadstate import capture
@@ -40,46 +41,8 @@ from zrpc.runtime.values import Values, forks_of
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack
 
-MAX_TIMEOUT = 1e9
-"""Seconds, 31 years: more than that does not fit all clocks and fields that a deadline passes through."""
 RRefNumbers = tuple[int, ...]
 """The eight ids of the header's rref field."""
-Completion = Callable[[Any, BaseException | None], None]
-"""Takes a call's value, or its error."""
-
-
-class PendingCall:
-    """A call that waits for its reply."""
-
-    __slots__ = ("deadline", "done", "envelope", "message_id", "peer", "target", "timeout")
-
-    def __init__(
-        self,
-        message_id: int,
-        peer: Peer,
-        target: Target,
-        envelope: Envelope,
-        deadline: float | None,
-        timeout: float,
-        done: Completion,
-    ) -> None:
-        self.message_id = message_id
-        self.peer = peer
-        self.target = target
-        self.envelope = envelope
-        self.deadline = deadline
-        self.timeout = timeout
-        self.done = done
-
-
-def check_timeout(timeout: float) -> float:
-    """`timeout` if it is one: seconds, 0 for none, -1 for the default. Raises `LocalFault` otherwise."""
-    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if not is_number or not (timeout == -1 or 0 <= timeout <= MAX_TIMEOUT):
-        raise LocalFault(
-            f"timeout is seconds as a number (at most {MAX_TIMEOUT:g}), 0 for none or -1 for the default, not {timeout!r}"
-        )
-    return timeout
 
 
 class Caller:
@@ -120,8 +83,11 @@ class Caller:
         args: Sequence[Any] | None,
         kwargs: Mapping[str, Any] | None,
         timeout: float,
+        mode: str = "sync",
     ) -> Any:
         """Call and wait for the result; see `zrpc.rpc_sync`."""
+        if is_profiling():
+            return self.call_async(to, func, args, kwargs, timeout, mode).wait()
         peer = self._find(to)
         if peer.is_self:
             return self.call_async(to, func, args, kwargs, timeout).wait()
@@ -139,10 +105,12 @@ class Caller:
         args: Sequence[Any] | None,
         kwargs: Mapping[str, Any] | None,
         timeout: float,
+        mode: str = "async",
     ) -> Future[Any]:
         """Call and return a future of the result; see `zrpc.rpc_async`.
 
-        Its callbacks run in the thread state (grad mode and so on) that the call is made in.
+        Its callbacks run in the thread state (grad mode and so on) that the call is made in. `mode` is what a profile
+        calls this kind of call.
         """
         future: Future[Any] = Future()
         state = capture()
@@ -159,7 +127,7 @@ class Caller:
         except WorkerLost as error:
             done(None, error)
             return future
-        message_id = self.call(peer, Kind.CALL, func, args, kwargs, timeout, done)
+        message_id = self.call(peer, Kind.CALL, func, args, kwargs, timeout, done, mode=mode)
         future.abort = functools.partial(self.cancel, message_id)
         return future
 
@@ -183,19 +151,45 @@ class Caller:
         timeout: float,
         done: Completion,
         rref: RRefNumbers | None = None,
+        mode: str = "remote",
     ) -> int:
         """Send a call; `done` is called once, by the receiving thread. Raises when nothing was sent.
 
         Returns its message id, which `cancel` takes.
         """
         target = identify(func)
+        if is_profiling():
+            here = self._identity.info
+            key = profile_key(mode, func, target, args or (), here.name, peer.info.name)
+            with ProfiledCall(key, here.id, peer.info.id, rref) as profiled:
+                if rref is None:
+                    done = profiled.finishing(done)
+                else:
+                    fetch = functools.partial(self.request, peer, Kind.RREF_FETCH, key)
+                    done = profiled.following(done, fetch, timeout)
+                return self._call(peer, kind, target, args, kwargs, timeout, done, rref, profiled)
+        return self._call(peer, kind, target, args, kwargs, timeout, done, rref, None)
+
+    def _call(
+        self,
+        peer: Peer,
+        kind: Kind,
+        target: Target,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        timeout: float,
+        done: Completion,
+        rref: RRefNumbers | None,
+        profiled: ProfiledCall | None,
+    ) -> int:
         timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
-        envelope = self._write(kind, message_id, peer, target, args, kwargs, deadline, rref)
+        extra: dict[int, Any] | None = None if profiled is None else {Extra.PROFILE: True}
+        envelope = self._write(kind, message_id, peer, target, args, kwargs, deadline, rref, extra)
         scope = current_scope()
         if scope is not None and kind == Kind.CALL:
             done = self._enrolled(message_id, done, scope)
-        self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done))
+        self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled))
         if scope is not None and kind == Kind.CALL:
             self._enroll(message_id, scope)
         return message_id
@@ -226,6 +220,7 @@ class Caller:
         timeout: float,
         done: Completion,
         extra: dict[int, Any] | None = None,
+        profiled: ProfiledCall | None = None,
     ) -> int:
         """Send a message without a function (a fetch of a remote value) that has a reply; `what` names it in errors.
 
@@ -236,7 +231,8 @@ class Caller:
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.rref = rref
         envelope.extra = extra
-        self._begin(PendingCall(message_id, peer, Target(what, Codec.NONE), envelope, deadline, timeout, done))
+        target = Target(what, Codec.NONE)
+        self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled))
         return message_id
 
     def request_sync(self, peer: Peer, kind: Kind, what: str, rref: RRefNumbers, timeout: float) -> Any:
@@ -295,6 +291,7 @@ class Caller:
         kwargs: Mapping[str, Any] | None,
         deadline: float | None,
         rref: RRefNumbers | None = None,
+        extra: dict[int, Any] | None = None,
     ) -> Envelope:
         if self.refuses_script_methods and isinstance(target.func, torch._C.ScriptMethod):
             raise TypeError(
@@ -303,6 +300,7 @@ class Caller:
             )
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.rref = rref
+        envelope.extra = extra
         self._values.write_call(envelope, peer.key, target, args or (), kwargs or {}, deadline)
         return envelope
 
@@ -405,6 +403,8 @@ class Caller:
             return
         self._meter.answered(envelope.nbytes())
         self._values.delivered(call.envelope, call.peer.key)
+        if call.profiled is not None:
+            call.profiled.take(envelope)
         try:
             if envelope.kind == Kind.ANSWER:
                 value = read_map(envelope)

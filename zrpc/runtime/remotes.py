@@ -12,9 +12,10 @@ import torch
 from zrpc.clock import Clock
 from zrpc.errors import CallTimeout, RRefLost, WorkerLost, ZrpcError
 from zrpc.ids import WorkerInfo
-from zrpc.runtime.caller import Caller, Completion
+from zrpc.runtime.caller import Caller
 from zrpc.runtime.futures import complete
 from zrpc.runtime.handles import Handle, Reference
+from zrpc.runtime.profiling import Completion
 from zrpc.runtime.references import References
 from zrpc.wire.envelope import Codec, Extra, Kind
 

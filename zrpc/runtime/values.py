@@ -72,7 +72,7 @@ class Values:
         else:
             value = (target.func, tuple(args), dict(kwargs))
         if target.is_async:
-            envelope.extra = {Extra.ASYNC: True}
+            envelope.extra = {**(envelope.extra or {}), Extra.ASYNC: True}
         self.write(envelope, target.codec, value, to, expires, _ROOTS[target.codec])
 
     def check_accepts(self, codec: int, function: str) -> None:

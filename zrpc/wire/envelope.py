@@ -131,6 +131,8 @@ class Extra(IntEnum):
     """True: the function returns a future; the reply is sent when that is complete."""
     TOUCH = 4
     """True, in a fetch: the asker wants to know when the value is there, and not the value."""
+    PROFILE = 5
+    """In a call, True: the caller's profiler is on. In its reply: the index of the buffer with the callee's events."""
 
 
 class Envelope:
