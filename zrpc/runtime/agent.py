@@ -289,6 +289,9 @@ class Agent:
     def _route(self, asker: Asker, envelope: Envelope, is_local: bool) -> None:
         kind = envelope.kind
         if kind in _CALLS:
+            if self.fenced is not None and not is_local:
+                self._refuse_fenced(asker, envelope)
+                return
             self.callee.on_call(asker, envelope, is_local)
         elif kind == Kind.RREF_FETCH:
             self._on_fetch(asker, envelope)
@@ -303,6 +306,12 @@ class Agent:
             self._on_inspect(asker, envelope)
         else:
             self._refuse(f"kind {kind}", None)
+
+    def _refuse_fenced(self, asker: Asker, envelope: Envelope) -> None:
+        """Others were told that this life is over: it must not act as if it were not."""
+        self._refuse("call to a fenced life", None)
+        why = StaleIncarnation(f"this life of worker {self.info.name!r} is over: {self.fenced}")
+        self.callee.answer_error(asker, envelope, why, 0)
 
     def _on_fetch(self, asker: Asker, envelope: Envelope) -> None:
         if envelope.rref is None:

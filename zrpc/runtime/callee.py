@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from types import CoroutineType
@@ -24,6 +25,7 @@ import torch
 from zrpc.clock import Clock, monotonic, perf_ns
 from zrpc.errors import Cancelled, FrameError, Unavailable, UnknownFunction
 from zrpc.ids import GloballyUniqueId
+from zrpc.protocol.served import Served
 from zrpc.runtime.callables import ASYNC_ATTRIBUTE
 from zrpc.runtime.caller import size_of
 from zrpc.runtime.context import running
@@ -102,6 +104,8 @@ class Callee:
         self._clock = clock
         self._tasks: dict[tuple[int, int, int], Task] = {}
         self.recordings = Recordings()
+        self._served = Served()
+        self._served_lock = threading.Lock()
 
     # ------------------------------------------------------------------------------------ arriving
 
@@ -112,6 +116,10 @@ class Callee:
             if not self._find_function(task):
                 self._answer(task, Kind.NEED_CODE)
                 return
+            with self._served_lock:
+                is_new = self._served.accept((envelope.sender, envelope.sender_incarnation), envelope.message_id)
+            if not is_new:
+                return  # the network has repeated it; the references in it belong to the first
             if envelope.kind == Kind.REMOTE_CALL and not self._accept(task):
                 self._values.drop(envelope)
                 self._meter.dropped()

@@ -329,7 +329,7 @@ class Caller:
                 scope.enroll(message_id, lane.ear.wake)
             try:
                 reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
-                if reply is not None and reply.kind == Kind.NEED_CODE:
+                while reply is not None and reply.kind == Kind.NEED_CODE:  # once, unless the network repeats it
                     frames = self._attach_code(envelope, target, peer)
                     reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
             except Cancelled:
@@ -380,8 +380,9 @@ class Caller:
         """The same message again, with the code that the callee asked for."""
         if target.script is None:
             raise FrameError(f"worker {peer.info.name!r} asked for the code of {target.name}, which is not TorchScript")
-        envelope.buffers = [*envelope.buffers, target.script.archive()]
-        envelope.extra = {**(envelope.extra or {}), Extra.CODE: len(envelope.buffers) - 1}
+        if envelope.extra is None or Extra.CODE not in envelope.extra:
+            envelope.buffers = [*envelope.buffers, target.script.archive()]
+            envelope.extra = {**(envelope.extra or {}), Extra.CODE: len(envelope.buffers) - 1}
         return self._pack(envelope, peer)
 
     # ------------------------------------------------------------------------------------ ending
