@@ -1,0 +1,1 @@
+"""Whole clusters on a fake clock: the protocol machines of all workers and the broker, joined by a network of chance."""
