@@ -80,6 +80,7 @@ class Registry:
         self._progress_not_before = now
         self._deaths: list[tuple[float, int, int]] = []
         self._no_deaths_before = now
+        self._newcomers_from = now + self.options.death_timeout if self.options.is_successor else now
         self._on_event: dict[type[Any], Callable[[Any, float], list[Effect]]] = {
             Arrival: self._on_arrival,
             RouteLoss: self._on_route_loss,
@@ -195,8 +196,25 @@ class Registry:
     def _on_resolve(self, record: Record, message: Resolve, now: float) -> list[Effect]:
         if record.state != UP or record.route is None:
             return []
+        effects = self._bury(record, message, now)
         record.refreshed_at = now
-        return [Send(self.changes.snapshot(), record.route, record.incarnation)]
+        return [*effects, Send(self.changes.snapshot(), record.route, record.incarnation)]
+
+    def _bury(self, teller: Record, message: Resolve, now: float) -> list[Effect]:
+        """An earlier broker told of the end of lives that returned to this one: they cannot go on as if it had not."""
+        effects: list[Effect] = []
+        for gone in message.over:
+            record = self.book.by_id.get(gone.id)
+            if record is None or record is teller or not record.is_living or record.incarnation != gone.incarnation:
+                continue
+            if record.route is not None:
+                stale = StaleIncarnation(
+                    f"worker {record.name!r} was declared dead before this broker began ({gone.why}), and everybody was "
+                    "told so. Start it again: it will be a new incarnation."
+                )
+                effects.append(Send(Refusal.of(stale), record.route, record.incarnation))
+            effects += self._end(record, "died", gone.why or "it was declared dead before", now)
+        return effects
 
     def _on_goodbye(self, record: Record, message: Goodbye, now: float) -> list[Effect]:
         return self._end(record, "left", message.why or "it left", now)
@@ -255,6 +273,8 @@ class Registry:
         return [self._welcome(record, now)]
 
     def _on_newcomer(self, route: bytes, hello: Hello, record: Record | None, now: float) -> list[Effect]:
+        if now < self._newcomers_from:
+            return []  # it asks again; members of the earlier broker, who have ids, come first
         error = self._limit_refusal() or self.groups.refusal(hello) or self._rank_refusal(hello, record)
         if error is not None:
             return self._refuse_newcomer(route, hello, error, now)

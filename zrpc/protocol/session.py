@@ -21,6 +21,7 @@ first, so whoever it does not list is kept for a while before it counts as gone.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -54,8 +55,11 @@ from zrpc.protocol.effects import (
     Waiting,
 )
 from zrpc.wire.messages import (
+    MAX_TOLD,
+    MAX_WHY,
     Beat,
     Challenge,
+    Gone,
     Goodbye,
     GroupProgress,
     Hello,
@@ -75,6 +79,9 @@ ENDING_INTERVAL: Final = 0.1
 """Seconds between two looks at the counts of a member that waits for the common end; only changes are sent at once."""
 RESTART_GRACE: Final = 1.0
 """Seconds, beyond the broker's death timeout, that a restarted broker has to hear of everybody."""
+
+MAX_OVER: Final = 16_384
+"""Lives that are remembered to be over; the longest dead are forgotten first."""
 
 MEMBER_STATES: Final = ("up", "ending", "released")
 
@@ -129,6 +136,8 @@ class Session:
         self._next_resolve = 0.0
         self._unconfirmed: dict[int, Member] = {}
         self._unconfirmed_until: float | None = None
+        self._over: OrderedDict[tuple[int, int], str] = OrderedDict()  # lives that ended, as far as we were told
+        self._returned: dict[tuple[int, int], Gone] = {}  # those of them that a broker lists again
         self._handlers: dict[type[Any], Callable[[Any, float], list[Effect]]] = {
             Welcome: self._on_welcome,
             Refusal: self._on_refusal,
@@ -225,6 +234,7 @@ class Session:
         effects: list[Effect] = []
         if self._unconfirmed_until is not None and now >= self._unconfirmed_until:
             effects += self._give_up_unconfirmed()
+        effects += self._contradict(now)
         if self._next_send is None or now < self._next_send or not self.connected:
             return effects
         if self.state == "joining" or self._broker_lost:
@@ -260,7 +270,7 @@ class Session:
             self._broker_lost = False
             effects.append(Announce(BrokerBack(restarted)))
         effects += self._take_all(message.members.members, "it was gone when the broker came back")
-        return effects
+        return effects + self._contradict(now)
 
     def _join(self, message: Welcome, now: float) -> list[Effect]:
         self.state = "up"
@@ -320,7 +330,7 @@ class Session:
             if message.sequence < self.sequence:
                 return []
             self.sequence = message.sequence
-            return self._take_all(message.up.members, "the broker does not list it any more")
+            return self._take_all(message.up.members, "the broker does not list it any more") + self._contradict(now)
         if message.sequence <= self.sequence:
             return []
         if message.previous > self.sequence:  # something between was lost
@@ -334,13 +344,14 @@ class Session:
             effects += self._take_gone(gone.id, gone.incarnation, gone.why)
         for member in message.up.members:
             effects += self._take_up(member)
-        return effects
+        return effects + self._contradict(now)
 
     # ------------------------------------------------------------------------------------ who is there
 
     def _take_all(self, members: tuple[Member, ...], why: str) -> list[Effect]:
         """Make the membership what the broker says it is; while it has restarted, only add to it."""
         self.snapshots += 1
+        self._returned.clear()
         effects: list[Effect] = []
         listed = {member.id: member.incarnation for member in members}
         for known in list(self.members.values()):
@@ -355,21 +366,34 @@ class Session:
         known = self.members_by_id.get(member.id)
         if known is not None and known.incarnation == member.incarnation:
             return []
+        key = member.id, member.incarnation
+        if key in self._over:
+            self._returned[key] = Gone(member.name, *key, self._over[key])
+            return []
         effects: list[Effect] = []
         if known is not None:
-            # Mostly by a newer life. By an older one when the broker restarted, the newer ended meanwhile and the
-            # older, which had been declared dead, returned: the broker takes it back, as nobody has the name.
             effects += self._take_gone(known.id, known.incarnation, "its name has another life")
         self.members[member.name] = self.members_by_id[member.id] = member
         if member.id != self.id:
             effects.append(Announce(MemberUp(member)))
         return effects
 
+    def _contradict(self, now: float) -> list[Effect]:
+        """Tell a restarted broker which of those that returned to it were declared dead: what they held is given up."""
+        if not self._returned or now < self._next_resolve:
+            return []
+        self._next_resolve = now + HELLO_INTERVAL
+        return [Send(Resolve(self.sequence, tuple(self._returned.values())[:MAX_TOLD]))]
+
     def _take_gone(self, member_id: int, incarnation: int, why: str) -> list[Effect]:
+        self._returned.pop((member_id, incarnation), None)
         known = self.members_by_id.get(member_id)
         if known is None or known.incarnation != incarnation or member_id == self.id:
             return []  # of ourselves we hear by REFUSED, if it is true
         self._unconfirmed.pop(member_id, None)
+        self._over[member_id, incarnation] = why[:MAX_WHY]
+        if len(self._over) > MAX_OVER:
+            self._over.popitem(last=False)
         del self.members_by_id[member_id]
         if self.members.get(known.name) is known:
             del self.members[known.name]

@@ -233,10 +233,17 @@ class Beat(Message):
 
 @dataclass(frozen=True, slots=True)
 class Resolve(Message):
-    """The member missed a change of the membership and asks for all of it."""
+    """The member missed a change of the membership and asks for all of it.
+
+    `over`: lives that it was told are over, and that the broker lists: it has given up what they held."""
 
     KIND: ClassVar[Kind] = Kind.RESOLVE
     sequence: int = integer(0, MAX_U63, 0)
+    over: tuple[Gone, ...] = nested(_read_gone, ())
+
+    def to_body(self) -> bytes:
+        """The body's bytes."""
+        return bytes(msgpack.packb({"sequence": self.sequence, "over": [_gone_values(gone) for gone in self.over]}))
 
 
 @dataclass(frozen=True, slots=True)
