@@ -18,9 +18,8 @@ from typing import Any
 from zrpc.broker.client import CLIENT_LIMITS
 from zrpc.broker.server import BROKER_LIMITS
 from zrpc.errors import FrameError
-from zrpc.protocol import outbox, session, shutdown
+from zrpc.protocol import outbox, session, shutdown, strangers
 from zrpc.protocol.membership import RegistryOptions
-from zrpc.runtime import references
 from zrpc.serialization import dtypes, failures, grammar, names
 from zrpc.transport import router
 from zrpc.wire import envelope, fields, messages
@@ -128,7 +127,7 @@ TIMES: Sequence[tuple[str, float, str]] = (
     ("shutdown pace", shutdown.PACE, "between two rounds when the sums of calls are apart"),
     ("first retry", outbox.FIRST_RETRY, "until a control message is sent again; it doubles each time"),
     ("last retry", outbox.LAST_RETRY, "where the doubling ends"),
-    ("unknown patience", references.UNKNOWN_PATIENCE, "until a worker that nobody announced is taken for lost"),
+    ("unknown patience", strangers.PATIENCE, "until a worker that nobody announced is taken for lost"),
     ("ZeroMQ heartbeat, with the broker", router.HEARTBEATS_MS["broker"][0] / 1000, "between two ZMTP pings"),
     ("its timeout", router.HEARTBEATS_MS["broker"][1] / 1000, "until a connection without an answer is closed"),
     ("ZeroMQ heartbeat, between workers", router.HEARTBEATS_MS["member"][0] / 1000, "between two ZMTP pings"),

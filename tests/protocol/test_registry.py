@@ -16,6 +16,7 @@ from zrpc.protocol.effects import (
     JoinFailed,
     MemberGone,
     MemberUp,
+    RouteLoss,
     Send,
     StopDemand,
     StopRequested,
@@ -345,6 +346,8 @@ def test_a_restarted_broker_learns_its_members() -> None:
     assert {m.id: m.incarnation for m in nodes[0].session.members.values()} == before
     assert not nodes[0].heard(MemberGone)
     new = world.add("d")
+    assert new.session.state == "joining", "members of the earlier broker, who have ids, come first"
+    world.run(3)
     assert new.session.incarnation > max(before.values())
     assert new.session.life > 0  # the name may have lived under the broker before
 
@@ -484,3 +487,39 @@ def test_the_lifecycle_is_a_table_and_nothing_else() -> None:
             else:
                 record.move(cause)
                 assert record.is_living == (expected in LIVING)
+
+
+def test_a_newcomer_gets_no_id_of_a_member_that_is_yet_to_return() -> None:
+    world = World()
+    slow, quick = world.add("slow"), world.add("quick")
+    slow.is_frozen = True
+    world.restart_broker()
+    new = world.add("new")
+    world.run(1)
+    world.thaw(slow)
+    world.run(3)
+    assert (slow.session.state, quick.session.state, new.session.state) == ("up", "up", "up")
+    assert len({node.session.id for node in (slow, quick, new)}) == 3
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_life_that_was_declared_dead_does_not_return_with_another_broker(is_told: bool) -> None:
+    """What it held is given up by those who were told. If nobody was, it lives."""
+    world = World()
+    a, b = world.add("a"), world.add("b")
+    world.run(1)
+    if is_told:
+        a.is_frozen = True
+        world.feed(RouteLoss(a.route))
+        world.run(1)
+        assert [news.member.name for news in b.heard(MemberGone)] == ["a"]
+        a.is_frozen = False
+    world.restart_broker()
+    world.run(2)
+    assert a.session.state == ("fenced" if is_told else "up")
+    assert world.living() == ({"b"} if is_told else {"a", "b"})
+    assert set(b.session.members) == world.living()
+    again = world.add("a")
+    world.run(4)
+    assert again.session.state == ("up" if is_told else "refused")
+    assert set(b.session.members) == {"a", "b"}

@@ -231,6 +231,23 @@ def test_an_inquiry_asks_for_everything() -> None:
     assert session.snapshots == before + 1
 
 
+def test_a_life_that_was_told_over_is_not_taken_back() -> None:
+    """A restarted broker may list it. The member says so, again and again, until the broker agrees."""
+    session = joined(A1, B)
+    session.handle(Arrival(delta(5, 6, gone=(A1,))), 1.0)
+    effects = session.handle(Arrival(welcome(A1, B, sequence=3, epoch=EPOCH + 1)), 2.0)
+    assert said(effects) == ["BrokerBack", "Resolve"]
+    assert effects[-1] == Send(Resolve(3, (Gone("a", 1, 11, "x"),)))
+    assert set(session.members) == {"me", "b"}
+    assert "Resolve" not in said(session.handle(Tick(), 2.1)), "not at once again"
+    assert "Resolve" in said(session.handle(Tick(), 3.0))
+    agreed = Members(EPOCH + 1, 4, 3, False, Roster(), (Gone("a", 1, 11, "y"),))
+    assert said(session.handle(Arrival(agreed), 3.1)) == []
+    assert "Resolve" not in said(session.handle(Tick(), 9.0))
+    session.handle(Arrival(Members(EPOCH + 1, 5, 4, False, Roster((A2,)))), 9.1)
+    assert session.members["a"] == A2, "another life of the name"
+
+
 def test_the_repr_says_where_it_stands() -> None:
     session = joined(A1)
     assert repr(session) == "<Session me up id=0 incarnation=10 members=2>"

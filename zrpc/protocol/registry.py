@@ -80,7 +80,8 @@ class Registry:
         self._progress_not_before = now
         self._deaths: list[tuple[float, int, int]] = []
         self._no_deaths_before = now
-        self._newcomers_from = now + self.options.death_timeout if self.options.is_successor else now
+        self._return_until = now + self.options.death_timeout
+        self._newcomers_from = self._return_until if self.options.is_successor else now
         self._on_event: dict[type[Any], Callable[[Any, float], list[Effect]]] = {
             Arrival: self._on_arrival,
             RouteLoss: self._on_route_loss,
@@ -357,6 +358,8 @@ class Registry:
         if error is not None:
             return self._refuse(route, hello, error)
         self.book.note_survivor(hello.incarnation)
+        if hello.incarnation < self.epoch:
+            self._newcomers_from = self._return_until
         record.incarnation = hello.incarnation
         record.life = max(record.life, hello.life)
         self._begin(record, "adopted", route, hello, now)

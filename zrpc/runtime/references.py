@@ -31,6 +31,7 @@ from zrpc.protocol.rrefs import (
     forks_from_numbers,
 )
 from zrpc.protocol.rrefs import Peer as Life
+from zrpc.protocol.strangers import Strangers
 from zrpc.runtime.context import running
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.handles import Calls, Reference
@@ -41,10 +42,6 @@ from zrpc.runtime.scopes import current_scope
 from zrpc.wire.envelope import Codec, Envelope, Kind, pack
 
 logger = logging.getLogger(__name__)
-
-UNKNOWN_PATIENCE = 10.0
-"""Seconds after which a worker that the broker has not announced is taken for lost: several times the retry of a control
-message, and far longer than an announcement takes."""
 
 Waiter = Callable[[Any, BaseException | None], None]
 
@@ -99,7 +96,7 @@ class References:
         # Made here, and still held by a handle (only those have an error to tell); until when the value is to be made.
         self._held: dict[ForkId, float | None] = {}
         self._is_closed = False
-        self._unreachable: dict[Life, float] = {}
+        self._strangers = Strangers(self._me)
         self._names: dict[int, WorkerInfo] = {identity.info.id: identity.info}
         # Finalizers run at any moment, even while this thread holds the lock: they only put their handle here.
         self._dropped: deque[tuple[RRefId, ForkId | None]] = deque()
@@ -172,6 +169,7 @@ class References:
         with self._lock:
             if sender == self._me:
                 return rref_id in self._values
+            self._strangers.meet(Life(*sender), self._clock())
             if not self._table.remote_call_received(Life(*sender), rref_id, fork_id, numbers[4]):
                 return False
             self._values.setdefault(rref_id, OwnedValue())
@@ -278,9 +276,11 @@ class References:
             info = WorkerInfo(f"worker {worker_id}", worker_id) if peer is None else peer.info
         return info
 
-    def learn(self, info: WorkerInfo) -> None:
-        """Remember a worker's name: references outlive workers."""
+    def learn(self, info: WorkerInfo, incarnation: int) -> None:
+        """A life of a worker is announced. Its name is remembered: references outlive workers."""
         self._names[info.id] = info
+        with self._lock:
+            self._strangers.announce(Life(info.id, incarnation))
 
     # ------------------------------------------------------------------------------------ travelling
 
@@ -309,6 +309,7 @@ class References:
         (fork,) = forks_from_numbers(numbers, Life(*origin))
         is_mine = fork.owner == self._me
         with self._lock:
+            self._strangers.meet(fork.parent, self._clock())
             state, effects = self._table.fork_received(fork, self._clock())
             if is_mine and state != "deleted":
                 self._values.setdefault(fork.rref_id, OwnedValue())
@@ -369,6 +370,7 @@ class References:
                 Control(envelope.kind), GloballyUniqueId(*numbers[:2]), GloballyUniqueId(*numbers[2:4]), owner
             )
             with self._lock:
+                self._strangers.meet(sender, now)
                 effects = self._table.control_received(sender, numbers[4], numbers[5], message, now)
                 sends = self._apply(effects)
         self._perform(sends)
@@ -376,6 +378,7 @@ class References:
     def lose(self, key: WorkerKey, life: int, why: str) -> None:
         """A life of a worker is over."""
         with self._lock:
+            self._strangers.lose(Life(*key))
             sends = self._apply(self._table.peer_lost(Life(*key), life, why, self._clock()))
         self._perform(sends)
 
@@ -383,7 +386,7 @@ class References:
         if self._dropped:
             return 0.0
         with self._lock:
-            return self._table.next_deadline()
+            return earliest(self._table.next_deadline(), self._strangers.next_deadline())
 
     def on_timer(self, now: float) -> None:
         with self._lock:
@@ -395,6 +398,8 @@ class References:
                     self._creation_errors.pop(fork_id, None)
                 effects += self._table.handle_dropped(rref_id, fork_id, now)
             effects += self._table.timer_fired(now)
+            for stranger in self._strangers.take_overdue(now):
+                effects += self._table.peer_lost(stranger, 0, "it is not in the cluster", now)
             sends = self._apply(effects)
         self._perform(sends)
 
@@ -468,25 +473,13 @@ class References:
             Envelope(int(message.kind), 0, rref=(*message.rref_id, *message.fork_id, effect.seq, effect.floor, *owner)),
         )
 
-    def _note_unreachable(self, to: Life) -> None:
-        """Nobody of that id and incarnation is in the cluster, as far as is known here: it has not been announced yet,
-        or it was lost before this worker came. After a while it is the latter."""
-        now = self._clock()
-        since = self._unreachable.setdefault(to, now)
-        if now - since > UNKNOWN_PATIENCE:
-            del self._unreachable[to]
-            with self._lock:
-                sends = self._apply(self._table.peer_lost(to, 0, "it is not in the cluster", now))
-            self._perform(sends)
-
     def _send(self, to: Life, envelope: Envelope) -> None:
         """Send a control message, if its receiver can be reached: if not, it will be sent again until it can."""
         peer = self._peers.find_life(to)
         if peer is None:
-            self._note_unreachable(to)
+            with self._lock:
+                self._strangers.meet(to, self._clock())
             return
-        if self._unreachable:
-            self._unreachable.pop(to, None)
         envelope.sender, envelope.sender_incarnation = self._me
         envelope.receiver_incarnation = to.incarnation
         try:

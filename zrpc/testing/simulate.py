@@ -1,8 +1,8 @@
 """Runs simulated histories of whole clusters, and prints the seed of each that breaks a promise.
 
-    python -m zrpc.testing.simulate --seed N              one history again, with its last events
-    python -m zrpc.testing.simulate --count 2000          seeds 0 to 1999
-    python -m zrpc.testing.simulate --minutes 5 --fresh   seeds that nobody has tried, for some time
+python -m zrpc.testing.simulate --seed N              one history again, with its last events
+python -m zrpc.testing.simulate --count 2000          seeds 0 to 1999
+python -m zrpc.testing.simulate --minutes 5 --fresh   seeds that nobody has tried, for some time
 """
 
 from __future__ import annotations

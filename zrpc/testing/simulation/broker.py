@@ -1,7 +1,7 @@
 """The broker of a simulated cluster, and its members' connections to it.
 
-A connection keeps order and loses nothing while it stands. It breaks when an end dies, is reset by chance, or goes unheard for
-`NOTICE` seconds (cut off, or stopped), as ZeroMQ's heartbeats do it; whoever lives connects again.
+A connection keeps order and loses nothing while it stands. It breaks when an end dies, is reset by chance, or goes unheard
+for `NOTICE` seconds (cut off, or stopped), as ZeroMQ's heartbeats do it; whoever lives connects again.
 """
 
 from __future__ import annotations

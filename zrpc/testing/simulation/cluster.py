@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from zrpc.ids import RRefId
 from zrpc.protocol.rrefs import Peer
 from zrpc.testing.simulation.broker import NOTICE, Broker
 from zrpc.testing.simulation.network import Network
@@ -31,7 +30,6 @@ class Simulation:
         self.broker = Broker(self.network)
         self.processes: dict[int, Process] = {}
         self.by_peer: dict[Peer, Process] = {}
-        self.excused: set[RRefId] = set()
         self.disturbed = False
         self._numbers = 0
         self._is_over = False
@@ -67,7 +65,7 @@ class Simulation:
                 return process
         return None
 
-    def is_excused(self, rref_id: RRefId) -> bool:
+    def is_excused(self) -> bool:
         """Whether the history had deaths or long cuts: a child of a lost parent may be late for the owner's grace."""
         return self.disturbed
 
@@ -235,7 +233,7 @@ class Simulation:
             self.advance(3.2)  # its successor is on its way
         self.settle("the history", self.unsettled)
         self.check_calls()
-        for process in self.living():
+        for process in self.serving():
             assert process.references is not None
             for key, count in list(process.handles.items()):
                 for _ in range(count):
@@ -280,7 +278,8 @@ class Simulation:
     def undrained(self) -> str:
         """What is still kept, though nobody holds a reference."""
         for process in self.processes.values():
-            assert process.references is not None
+            if process.references is None:
+                continue  # a latecomer
             if not process.references.table.is_drained():
                 return f"{process} is not drained: {process.references.table}"
             if process.values:

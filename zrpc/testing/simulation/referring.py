@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from zrpc.clock import earliest
 from zrpc.ids import ForkId, RRefId
 from zrpc.protocol.rrefs import (
-    Control,
     Effects,
     FailValue,
     Fork,
@@ -21,13 +20,11 @@ from zrpc.protocol.rrefs import (
     SendAck,
     SendControl,
 )
+from zrpc.protocol.strangers import Strangers
 from zrpc.testing.simulation.truth import BrokenPromise
 
 if TYPE_CHECKING:
     from zrpc.testing.simulation.worker import Call, Process
-
-PATIENCE = 10.0
-"""Seconds after which a worker that the broker has not announced is taken for lost, as in `zrpc.runtime.references`."""
 
 Key = tuple[RRefId, ForkId | None]
 
@@ -39,8 +36,7 @@ class Referring:
         self.process = process
         self.table = table
         self._waiting: dict[RRefId, list[tuple[Process, Call]]] = {}
-        self._unreachable: dict[Peer, float] = {}
-        self._retry_at: float | None = None
+        self.strangers = Strangers(process.peer)
 
     # ---------------------------------------------------------------------------------------------- handles
 
@@ -73,7 +69,9 @@ class Referring:
         """Read the references in a message; False when one of them came too late."""
         process, now = self.process, self.process.network.now
         for index, fork in enumerate(forks):
+            self.strangers.meet(fork.parent, now)
             state, effects = self.table.fork_received(fork, now)
+            process.network.note(f"{process.peer} takes {fork}: {state}")
             if state != "deleted":
                 key = (fork.rref_id, None if fork.owner == process.peer else fork.fork_id)
                 process.handles[key] += 1
@@ -88,6 +86,7 @@ class Referring:
     def refuse(self, forks: list[Fork]) -> None:
         """A message with references is not read."""
         for fork in forks:
+            self.process.network.note(f"{self.process.peer} refuses {fork}")
             self.perform(self.table.fork_refused(fork, self.process.network.now))
 
     def delivered(self, forks: list[Fork], to: Peer) -> None:
@@ -130,12 +129,12 @@ class Referring:
 
     def _fail_creation(self, fork: Fork, sent: bool) -> None:
         self.process.dead_users.add(fork.fork_id)
-        self.process.truth.failed_creations.add(fork.rref_id)
         self.perform(self.table.creation_failed(fork.fork_id, self.process.network.now, sent=sent))
 
     def on_remote_call(self, sender: Process, call: Call, fork: Fork) -> None:
         """A call that makes a value here came."""
         process = self.process
+        self.strangers.meet(sender.peer, process.network.now)
         if not self.table.remote_call_received(sender.peer, fork.rref_id, fork.fork_id, fork.seq):
             return
         process.answer(sender, call, "result", [])
@@ -155,27 +154,35 @@ class Referring:
     def fetch(self, key: Key, timeout: float) -> None:
         """`to_here()`: the handle is held until the answer."""
         process = self.process
-        user = self.table._users.records.get(key[1]) if key[1] is not None else None
+        rref_id, fork_id = key
+        user = None if fork_id is None else self.table._users.records.get(fork_id)
         owner = None if user is None else process.cluster.find(user.owner)
-        if owner is None:
+        if owner is None or fork_id is None:
             return
         self.hold(key)
 
         def on_end(how: str) -> None:
-            if how == "gone" and key[1] not in process.dead_users and key[0] not in process.truth.failed_creations:
-                if not process.truth.is_given_up(owner, process, key[1]) and process.peer not in owner.lost:
-                    raise BrokenPromise(f"{process.peer} holds {key}, and its owner has no value")
+            if how == "gone":
+                self._check_gone(owner, rref_id, fork_id)
             if how != "caller died" and process.handles[key]:
                 self.let_go(key)
 
-        process.begin(owner, timeout, owner.on_fetch, key[0], on_end=on_end)
+        process.begin(owner, timeout, owner.on_fetch, rref_id, on_end=on_end)
+
+    def _check_gone(self, owner: Process, rref_id: RRefId, fork_id: ForkId) -> None:
+        """An owner says that it has no value, to a user of it: is that so? It may never have been created."""
+        process = self.process
+        given_up = process.truth.is_given_up(owner, process, fork_id) or process.cluster.is_excused()
+        if rref_id in owner.created and not given_up:
+            raise BrokenPromise(f"{process.peer} holds {fork_id} of {rref_id}, and its owner has no value")
 
     def on_fetch(self, sender: Process, call: Call, rref_id: RRefId) -> None:
         """Somebody asks for a value."""
         state, effects = self.table.fetch_received(rref_id)
         if state in ("awaited", "creating"):
             self._waiting.setdefault(rref_id, []).append((sender, call))
-        self.perform(effects)
+        # A fetch that is repeated after its answer, when the last reference is gone, finds nothing, and nobody waits.
+        self.perform([effect for effect in effects if not isinstance(effect, FailValue)])
         if state not in ("awaited", "creating"):
             self.process.answer(sender, call, "result" if state == "ready" else "gone", [])
             self.perform(self.table.handle_dropped(rref_id, None, self.process.network.now))
@@ -191,6 +198,7 @@ class Referring:
         """Do what the table wants done."""
         process = self.process
         for effect in effects:
+            process.network.note(f"{process.peer} {effect}")
             if isinstance(effect, SendControl):
                 self._send_control(effect)
             elif isinstance(effect, SendAck):
@@ -204,7 +212,7 @@ class Referring:
         process.sleep()
 
     def _fail_value(self, effect: FailValue) -> None:
-        if effect.rref_id in self.process.created and not self.process.cluster.is_excused(effect.rref_id):
+        if effect.rref_id in self.process.created and not self.process.cluster.is_excused():
             raise BrokenPromise(f"{effect}, but it was created here: somebody refers to what was released")
         self._answer_waiting(effect.rref_id, "gone")
 
@@ -216,12 +224,8 @@ class Referring:
         process = self.process
         member = process.session.members_by_id.get(to.worker_id)
         if to != process.peer and (member is None or member.incarnation != to.incarnation):
-            since = self._unreachable.setdefault(to, process.network.now)
-            if process.network.now - since > PATIENCE:
-                del self._unreachable[to]
-                process.on_loss(to, 0, "it is not in the cluster")
+            self.strangers.meet(to, process.network.now)
             return
-        self._unreachable.pop(to, None)
         other = process.cluster.find(to)
         if other is None:
             return
@@ -231,6 +235,7 @@ class Referring:
     def on_control(self, sender: Peer, effect: SendControl) -> None:
         """A control message came."""
         now = self.process.network.now
+        self.strangers.meet(sender, now)
         self.perform(self.table.control_received(sender, effect.seq, effect.floor, effect.message, now))
 
     def on_ack(self, sender: Peer, effect: SendAck) -> None:
@@ -239,11 +244,14 @@ class Referring:
 
     def lose(self, peer: Peer, life: int, why: str) -> None:
         """A life of another worker is over."""
+        self.strangers.lose(peer)
         self.perform(self.table.peer_lost(peer, life, why, self.process.network.now))
 
     def next_deadline(self) -> float | None:
-        return earliest(self.table.next_deadline())
+        return earliest(self.table.next_deadline(), self.strangers.next_deadline())
 
     def on_timer(self, now: float) -> None:
         """Time has passed."""
         self.perform(self.table.timer_fired(now))
+        for stranger in self.strangers.take_overdue(now):
+            self.process.on_loss(stranger, 0, "it is not in the cluster")

@@ -33,7 +33,6 @@ class Truth:
         self.ran: dict[int, Peer] = {}
         self.lives: dict[tuple[int, int], int] = {}
         self.incarnations: dict[int, tuple[str, int]] = {}
-        self.failed_creations: set[RRefId] = set()
         self.released: set[RRefId] = set()
         self.joined = 0
 
@@ -76,10 +75,8 @@ class Truth:
     # ---------------------------------------------------------------------------------------------- values
 
     def release(self, owner: Process, rref_id: RRefId, others: list[Process]) -> None:
-        """An owner lets go of a value."""
+        """An owner lets go of a value, or of the record of one that was asked for again after that."""
         if rref_id not in owner.values:
-            if rref_id in owner.created:
-                raise BrokenPromise(f"{rref_id} is released twice at {owner.peer}")
             return
         if rref_id in owner.running:
             raise BrokenPromise(f"{rref_id} is released while its function runs")

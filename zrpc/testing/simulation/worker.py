@@ -33,6 +33,7 @@ from zrpc.protocol.served import Served
 from zrpc.protocol.session import Session
 from zrpc.testing.simulation.network import Place
 from zrpc.testing.simulation.referring import Referring
+from zrpc.testing.simulation.truth import BrokenPromise
 from zrpc.wire.messages import Hello, Message
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Call:
         self.deadline = deadline
         self.forks = forks
         self.on_end = on_end
+
+    def __repr__(self) -> str:
+        return f"<Call {self.uid} to {self.peer}>"
 
 
 class Process(Place):
@@ -128,7 +132,8 @@ class Process(Place):
             ids = LocalIds(self.session.id, self.session.life)
             self.references = Referring(self, RRefTable(self.session.id, ids, self.session.incarnation))
         elif isinstance(news, MemberUp):
-            pass  # it is in `session.members`, where calls look
+            assert self.references is not None
+            self.references.strangers.announce(Peer(news.member.id, news.member.incarnation))
         elif isinstance(news, MemberGone):
             member = news.member
             self.on_loss(Peer(member.id, member.incarnation), member.life, news.why)
@@ -170,6 +175,8 @@ class Process(Place):
         # A process that was stopped hears of its deadlines when it goes on.
         deadline = None if call.deadline is None else max(call.deadline, self.thawed_at)
         self.truth.end_call(call.uid, how, self.network.now, deadline)
+        if how in ("result", "timeout") and call.peer in self.lost:
+            raise BrokenPromise(f"call {call.uid} ended by {how}, though {call.peer} was lost before")
         if call.on_end is not None:
             call.on_end(how)
 
@@ -191,17 +198,13 @@ class Process(Place):
             deadline = None if timeout is None else self.network.now + timeout
             self.later(self.network.random.random() * 0.1, self.start, sender, call, deadline)
 
-    def on_remote_call(
-        self, sender: Process, to: Peer, call: Call, timeout: float | None, fork: Fork
-    ) -> None:
+    def on_remote_call(self, sender: Process, to: Peer, call: Call, timeout: float | None, fork: Fork) -> None:
         """A call came that makes a value here."""
         if self.takes(sender, to, call):
             assert self.references is not None
             self.references.on_remote_call(sender, call, fork)
 
-    def on_fetch(
-        self, sender: Process, to: Peer, call: Call, timeout: float | None, rref_id: RRefId
-    ) -> None:
+    def on_fetch(self, sender: Process, to: Peer, call: Call, timeout: float | None, rref_id: RRefId) -> None:
         """Somebody asks for a value of this process."""
         if self.references is not None and to == self.peer:
             self.references.on_fetch(sender, call, rref_id)
@@ -231,11 +234,15 @@ class Process(Place):
         assert self.references is not None
         if deadline is not None and self.network.now >= deadline:
             self.references.refuse(call.forks)
-            return
-        if self.session.state == "fenced":
-            return self.answer(sender, call, "refused", [])
-        if not self.references.take(call.forks):
-            return self.answer(sender, call, "error", [])
+        elif self.session.state == "fenced":
+            self.answer(sender, call, "refused", [])
+        elif not self.references.take(call.forks):
+            self.answer(sender, call, "error", [])
+        else:
+            self.run(sender, call, deadline)
+
+    def run(self, sender: Process, call: Call, deadline: float | None) -> None:
+        """Run the function of a call; it may make a call itself."""
         self.truth.run_function(call.uid, self)
         if self.network.chance(0.2):
             self.cluster.make_call(self, None if deadline is None else deadline - self.network.now)
