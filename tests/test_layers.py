@@ -28,7 +28,7 @@ LAYERS = (
     ("zrpc.serialization", "zrpc.transport"),
     ("zrpc.runtime",),
     ("zrpc.rref_proxy", "zrpc.profiler"),
-    ("zrpc.broker", "zrpc.rref", "zrpc.functions"),
+    ("zrpc.broker", "zrpc.rref", "zrpc.functions", "zrpc.autograd"),
     ("zrpc.rendezvous", "zrpc.internal", "zrpc.debug"),
     ("zrpc.collectives", "zrpc.backend_registry"),
     ("zrpc.api",),

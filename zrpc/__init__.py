@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zrpc.version import __version__
 
 if TYPE_CHECKING:
-    from zrpc import aio, errors, functions, nn
+    from zrpc import aio, autograd, errors, functions, nn
     from zrpc.api import (
         get_rpc_timeout,
         get_worker_info,
@@ -46,6 +46,7 @@ __all__ = [
     "WorkerInfo",
     "__version__",
     "aio",
+    "autograd",
     "cancel",
     "check_cancelled",
     "collect_all",
@@ -83,7 +84,7 @@ _HOMES = {
     "register_operators": "operators",
     "wait_all": "runtime.futures",
 }
-_MODULES = ("aio", "errors", "functions", "nn")
+_MODULES = ("aio", "autograd", "errors", "functions", "nn")
 
 # Names of torch.distributed.rpc that programs use although they are not public, and its modules: there, but not listed.
 _ALSO = {

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from zrpc import autograd
 from zrpc.backend_options import TensorPipeRpcBackendOptions
 from zrpc.backend_registry import check_backend
 from zrpc.broker.client import BrokerClient
@@ -291,6 +292,7 @@ def join(
             lambda references: rref_hooks(references, options.accept_code),
             is_static=hello.world_size > 0,
         )
+        autograd.attach(agent)
     except BaseException:
         transport.close()
         raise

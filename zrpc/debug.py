@@ -5,6 +5,7 @@ One rule: this module only shows; it keeps nothing.
 
 from __future__ import annotations
 
+from zrpc import autograd
 from zrpc.ids import WorkerInfo
 from zrpc.runtime.agent import Agent
 from zrpc.runtime.context import current_agent, find_agent
@@ -89,4 +90,8 @@ def _rref_context_get_debug_info() -> dict[str, str]:
 
 def _get_debug_info() -> dict[str, str]:
     """All the counters: of the references, the agent and the distributed autograd engine."""
-    return {**_rref_context_get_debug_info(), **_get_current_rpc_agent().get_debug_info()}
+    return {
+        **_rref_context_get_debug_info(),
+        **_get_current_rpc_agent().get_debug_info(),
+        **autograd._get_debug_info(),
+    }

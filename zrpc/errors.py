@@ -13,7 +13,8 @@ sentence from them: what failed, on which worker, why, and what to do next.
     |   |-- ArgumentMismatch           arguments that do not fit a TorchScript schema
     |   |-- EncodeError                a value that cannot be put in a message (names the path to it)
     |   |-- LimitExceeded              a message, name or count over a configured limit
-    |   `-- RRefMisuse                 local_value() on a user, an RRef pickled outside a call, ...
+    |   |-- RRefMisuse                 local_value() on a user, an RRef pickled outside a call, ...
+    |   `-- AutogradMisuse             no context of that id, roots without a graph, ...
     |-- Unavailable                    the other side cannot be reached now
     |   |-- BrokerUnreachable          no answer from the broker's address
     |   |-- UnknownWorker              nobody of that name (lists the known)
@@ -32,6 +33,7 @@ sentence from them: what failed, on which worker, why, and what to do next.
     |   `-- GroupTimeout               a group that did not form (names who is missing)
     |-- Cancelled                      the call was cancelled
     |-- RemoteFault                    the function raised there, and its type does not exist here
+    |-- BackwardFault                  a worker could not compute its part of a backward pass
     `-- ProtocolFault                  bytes or events that no correct peer produces
         |-- FrameError                 a frame that does not parse, or breaks a limit
         |-- VersionMismatch            a peer that speaks another protocol version
@@ -147,6 +149,10 @@ class RRefMisuse(LocalFault):
 
 
 # ---------------------------------------------------------------------------------------- unavailable
+
+
+class AutogradMisuse(LocalFault):
+    """A use of distributed autograd that its rules do not allow: no context of that id, roots without a graph, ..."""
 
 
 class Unavailable(ZrpcError):
@@ -311,6 +317,22 @@ class RemoteFault(ZrpcError):
         self.worker = worker
         self.traceback = traceback
         super().__init__(message)
+
+
+class BackwardFault(ZrpcError):
+    """A worker could not compute its part of a backward pass.
+
+    `worker` and `worker_id` say where; `operation` is the name of the autograd node whose backward raised, '' if it is
+    not known; `why` is the exception's text. The context keeps the gradients that were there before.
+    """
+
+    def __init__(self, worker: str, worker_id: int, operation: str, why: str) -> None:
+        self.worker = worker
+        self.worker_id = worker_id
+        self.operation = operation
+        self.why = why
+        where = f"worker {worker!r}" + (f", in {operation}" if operation else "")
+        super().__init__(f"Error on Node {worker_id}: {why} ({where}, during a distributed backward pass)")
 
 
 # ------------------------------------------------------------------------------------------- protocol

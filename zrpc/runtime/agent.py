@@ -141,6 +141,10 @@ class Agent:
         self._ending = threading.Condition()
         self._broker_lost_at: float | None = None
         self.gatherings = Gatherings(clock)
+        self.extensions: dict[int, Callable[[Asker, Envelope, bool], None]] = {}
+        """Who takes messages of further kinds: by the receiver's thread, or (True) by one of this worker that sent it."""
+        self.at_loss: list[Callable[[Member, str], None]] = []
+        """Called when a member is gone, with the reason."""
         self.at_end: list[Callable[[bool], None]] = []
         """Called when the agent has ended; the argument says whether gracefully."""
         self.broker_grace: float | None = None
@@ -304,6 +308,8 @@ class Agent:
                 self._refuse("against the reference protocol", error)
         elif kind == Kind.INSPECT:
             self._on_inspect(asker, envelope)
+        elif kind in self.extensions:
+            self.extensions[kind](asker, envelope, is_local)
         else:
             self._refuse(f"kind {kind}", None)
 
@@ -318,6 +324,7 @@ class Agent:
             raise FrameError("a fetch without an RRef id")
         deadline = self._clock() + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
         is_touch = bool(envelope.extra and envelope.extra.get(Extra.TOUCH))
+        recorder = self.values.join(envelope)
 
         def answer(value: Any, error: BaseException | None, codec: Codec) -> None:
             if is_touch and is_asked(envelope):
@@ -327,7 +334,7 @@ class Agent:
             elif is_touch:
                 self.callee.answer_value(asker, envelope, None, Codec.SCRIPT, 0, deadline)
             else:
-                self.callee.answer_value(asker, envelope, value, codec, 0, deadline)
+                self.callee.answer_value(asker, envelope, value, codec, 0, deadline, recorder)
 
         self.references.on_fetch(GloballyUniqueId(*envelope.rref[:2]), answer)
 
@@ -411,6 +418,8 @@ class Agent:
         if peer is not None:
             self.caller.lose(peer, news.why)
         self.references.lose(key, member.life, news.why)
+        for told in self.at_loss:
+            told(member, news.why)
 
     def request_stop(self, why: str) -> None:
         """Make `zrpc.serve` return."""

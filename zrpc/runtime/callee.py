@@ -35,6 +35,7 @@ from zrpc.runtime.handles import Reference
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.methods import backward, invoke, not_a_future, type_of
 from zrpc.runtime.profiling import Recordings, attach_profile, is_asked, run_recorded
+from zrpc.runtime.recording import Recorder, recorder
 from zrpc.runtime.references import References
 from zrpc.runtime.scopes import Scope
 from zrpc.runtime.values import Values
@@ -58,7 +59,7 @@ class Asker(Protocol):
 class Task(Scope):
     """A call that is being served."""
 
-    __slots__ = ("arrived_ns", "asker", "envelope", "func", "has_started", "is_async", "key", "size")
+    __slots__ = ("arrived_ns", "asker", "envelope", "func", "has_started", "is_async", "key", "recorder", "size")
 
     def __init__(self, asker: Asker, envelope: Envelope, func: Callable[..., Any] | None, now: float) -> None:
         super().__init__(now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None)
@@ -70,6 +71,7 @@ class Task(Scope):
         self.has_started = False
         self.is_async = bool(envelope.extra and envelope.extra.get(Extra.ASYNC))
         self.size = envelope.nbytes()
+        self.recorder: Recorder | None = None
 
     @property
     def rref_id(self) -> GloballyUniqueId | None:
@@ -225,7 +227,11 @@ class Callee:
 
     def _read(self, task: Task) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         envelope = task.envelope
-        value = self._values.read(envelope)
+        if envelope.autograd is None:
+            value = self._values.read(envelope)
+        else:
+            task.recorder = self._values.join(envelope)
+            value = self._values.read(envelope, task.recorder)
         func: Any
         if envelope.codec == Codec.SCRIPT:
             func, args, kwargs = task.func, value, {}
@@ -282,6 +288,16 @@ class Callee:
             self._run(task, func, plain, kwargs)
 
     def _run(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if task.recorder is None:
+            self._run_here(task, func, args, kwargs)
+            return
+        token = recorder.set(task.recorder)
+        try:
+            self._run_here(task, func, args, kwargs)
+        finally:
+            recorder.reset(token)
+
+    def _run_here(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         saved = running.scope
         running.scope = task
         try:
@@ -361,16 +377,24 @@ class Callee:
         elif error is not None:
             self._answer_error(task, error)
         else:
-            self.answer_value(task.asker, task.envelope, value, Codec(task.envelope.codec), task.size, task.deadline)
+            codec = Codec(task.envelope.codec)
+            self.answer_value(task.asker, task.envelope, value, codec, task.size, task.deadline, task.recorder)
 
     def answer_value(
-        self, asker: Asker, envelope: Envelope, value: Any, codec: Codec, size: int, deadline: float | None
+        self,
+        asker: Asker,
+        envelope: Envelope,
+        value: Any,
+        codec: Codec,
+        size: int,
+        deadline: float | None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """Send a value as the reply to `envelope`; if it cannot be sent, that is the reply."""
+        """Send a value as the reply to `envelope`, recorded in a context; if it cannot be sent, that is the reply."""
         reply = self._reply(envelope, Kind.REPLY)
         to = (envelope.sender, envelope.sender_incarnation)
         try:
-            self._values.write(reply, codec, value, to, deadline)
+            self._values.write(reply, codec, value, to, deadline, recorder=recorder)
             if envelope.extra is not None:
                 attach_profile(envelope, reply)
             frames = pack(reply, self._limits)

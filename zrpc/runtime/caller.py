@@ -35,6 +35,7 @@ from zrpc.runtime.peers import Peer, PeerBook
 from zrpc.runtime.pending import PendingCall, check_timeout
 from zrpc.runtime.profiling import Completion, ProfiledCall, is_profiling, profile_key
 from zrpc.runtime.receiver import Receiver
+from zrpc.runtime.recording import current_recorder
 from zrpc.runtime.scopes import Scope, current_scope
 from zrpc.runtime.threadstate import capture
 from zrpc.runtime.values import Values, forks_of
@@ -231,6 +232,8 @@ class Caller:
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.rref = rref
         envelope.extra = extra
+        if extra is None:
+            self._record(envelope, peer)
         target = Target(what, Codec.NONE)
         self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled))
         return message_id
@@ -241,8 +244,34 @@ class Caller:
         message_id = next(self._next_id)
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.rref = rref
+        self._record(envelope, peer)
         reply = self._exchange(peer, Target(what, Codec.NONE), envelope, message_id, deadline, timeout)
         return self._values.read_reply(reply, peer.info)
+
+    def _record(self, envelope: Envelope, peer: Peer) -> None:
+        """The reply belongs to the context that it is asked for in: the value may be part of a graph there."""
+        recorder = current_recorder()
+        if recorder is not None:
+            envelope.autograd = recorder.context_id, recorder.record_sent((), peer.key)
+
+    def ask(
+        self,
+        peer: Peer,
+        kind: Kind,
+        what: str,
+        timeout: float,
+        done: Completion,
+        value: Any = None,
+        autograd: tuple[int, int] | None = None,
+    ) -> int:
+        """Send a message with a value of the TorchScript codec that has a reply; `what` names it in errors."""
+        timeout, deadline = self._deadline(timeout)
+        message_id = next(self._next_id)
+        envelope = self._envelope(kind, message_id, peer, deadline)
+        envelope.autograd = autograd
+        self._values.write(envelope, Codec.SCRIPT, value, peer.key, deadline)
+        self._begin(PendingCall(message_id, peer, Target(what, Codec.NONE), envelope, deadline, timeout, done))
+        return message_id
 
     def inspect(self, peer: Peer, question: Mapping[str, Any], timeout: float, done: Completion) -> None:
         """Ask a worker about itself; the value is the answer's map."""

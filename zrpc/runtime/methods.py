@@ -14,6 +14,7 @@ import torch
 
 from zrpc.errors import RRefMisuse
 from zrpc.runtime.callables import ASYNC_ATTRIBUTE
+from zrpc.runtime.context import current_agent
 from zrpc.runtime.handles import Reference
 from zrpc.serialization.script import is_script
 
@@ -47,9 +48,11 @@ def backward(reference: Reference, context_id: int, retain_graph: bool) -> None:
     root = reference.local_value()
     if not isinstance(root, torch.Tensor):
         raise RRefMisuse("RRef should contain a tensor for .backward()")
-    if context_id != NO_CONTEXT:
-        raise RRefMisuse(f"Could not find autograd context with id: {context_id}")
-    torch.autograd.backward((root,), retain_graph=retain_graph)
+    contexts = current_agent("backward").values.contexts
+    if context_id == NO_CONTEXT or contexts is None:
+        torch.autograd.backward((root,), retain_graph=retain_graph)
+    else:
+        contexts.backward(context_id, [root], retain_graph)
 
 
 def not_a_future(value: Any, function: str | None) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
+
 from zrpc.errors import CodecRefused, FrameError
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import WorkerKey
 from zrpc.runtime.callables import Target
 from zrpc.runtime.context import running
 from zrpc.runtime.handles import Reference
+from zrpc.runtime.recording import Contexts, Recorder, current_recorder, without_parameters
 from zrpc.serialization.failures import decode_failure
 from zrpc.serialization.pickler import Encoded, Hooks, dumps_python, dumps_script, loads_python, loads_script
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind
@@ -48,6 +51,8 @@ class Values:
         self._accepted = frozenset(codec for codec, name in CODEC_NAMES.items() if name in codecs)
         self._hooks = hooks
         self._forks = forks
+        self.contexts: Contexts | None = None
+        """The distributed autograd contexts, if there are such."""
 
     # ------------------------------------------------------------------------------------ calls
 
@@ -73,7 +78,11 @@ class Values:
             value = (target.func, tuple(args), dict(kwargs))
         if target.is_async:
             envelope.extra = {**(envelope.extra or {}), Extra.ASYNC: True}
-        self.write(envelope, target.codec, value, to, expires, _ROOTS[target.codec])
+        recorder = current_recorder()
+        self.write(envelope, target.codec, value, to, expires, _ROOTS[target.codec], recorder)
+        if recorder is not None and envelope.autograd is None and target.codec is not Codec.BUILTIN:
+            # What the function returns may require grad where no argument does: its own parameters, for example.
+            envelope.autograd = recorder.context_id, recorder.record_sent((), to)
 
     def check_accepts(self, codec: int, function: str) -> None:
         """Raise `CodecRefused` if this worker does not take calls of that codec: before anything of them is read."""
@@ -97,7 +106,15 @@ class Values:
                 f"worker {sender.name!r} answered in the {codec_name(envelope.codec)} codec, "
                 "which this worker does not accept"
             )
-        return self.read(envelope)
+        if envelope.autograd is None or self.contexts is None:
+            return self.read(envelope)
+        return self.read(envelope, self.contexts.find(envelope.autograd[0]))
+
+    def join(self, envelope: Envelope) -> Recorder | None:
+        """The distributed autograd context that a call came in."""
+        if envelope.autograd is None or self.contexts is None:
+            return None
+        return self.contexts.join(envelope.autograd[0], (envelope.sender, envelope.sender_incarnation))
 
     # ------------------------------------------------------------------------------------ values
 
@@ -109,20 +126,26 @@ class Values:
         to: WorkerKey,
         expires: float | None,
         root: str | tuple[str, ...] = "result",
+        recorder: Recorder | None = None,
     ) -> None:
-        """Put a value into an envelope for worker `to`, of use until `expires`.
+        """Put a value into an envelope for worker `to`, of use until `expires`, recorded in a context if there is one.
 
         Raises `EncodeError`, which calls the value (or the parts of a tuple) `root`; no fork is left then.
         """
         saved = running.destination, running.forks, running.expires
         forks: list[int] = []
+        recorded: list[torch.Tensor] | None = None if recorder is None else []
         running.destination, running.forks, running.expires = to, forks, expires
         try:
             encoded: Encoded
             if codec is Codec.PYTHON:
-                encoded = dumps_python(value, self._hooks, root)
+                if recorder is not None:
+                    value = without_parameters(value)
+                encoded = dumps_python(value, self._hooks, root, recorded)
             else:
-                encoded = dumps_script(value, self._hooks, root)
+                encoded = dumps_script(value, self._hooks, root, recorded)
+            if recorder is not None and recorded:
+                envelope.autograd = recorder.context_id, recorder.record_sent(recorded, to)
         except BaseException:
             if forks:
                 self._forks.take_back(forks, to)
@@ -134,14 +157,17 @@ class Values:
         envelope.codec = codec
         envelope.body, envelope.buffers = encoded
 
-    def read(self, envelope: Envelope) -> Any:
-        """The value in an envelope."""
+    def read(self, envelope: Envelope, recorder: Recorder | None = None) -> Any:
+        """The value in an envelope; its recorded tensors become part of a context's graph if there is one."""
         saved = running.origin
-        running.origin = (envelope.sender, envelope.sender_incarnation)
+        origin = running.origin = (envelope.sender, envelope.sender_incarnation)
+        received: list[torch.Tensor] | None = None if recorder is None else []
         try:
-            if envelope.codec == Codec.PYTHON:
-                return loads_python(envelope.body, envelope.buffers, self._hooks)
-            return loads_script(envelope.body, envelope.buffers, self._hooks)
+            load = loads_python if envelope.codec == Codec.PYTHON else loads_script
+            value = load(envelope.body, envelope.buffers, self._hooks, received)
+            if received and recorder is not None and envelope.autograd is not None:
+                recorder.record_received(envelope.autograd[1], origin, received)
+            return value
         except BaseException:
             self.drop(envelope)
             raise

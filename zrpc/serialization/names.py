@@ -67,8 +67,13 @@ def parameter(*_: Any) -> NoReturn:
     _outside("parameter")
 
 
+def recorded(*_: Any) -> NoReturn:
+    """A tensor that belongs to an autograd graph: its place among those of the message, the tensor without the graph."""
+    _outside("tensor")
+
+
 def subclassed(*_: Any) -> NoReturn:
-    """An instance of a subclass of torch.Tensor: class, plain tensor, attributes."""
+    """An instance of a subclass of torch.Tensor: class, plain tensor, requires_grad, attributes."""
     _outside("tensor")
 
 

@@ -24,6 +24,7 @@ safe for a reducer to call back.
 from __future__ import annotations
 
 import copyreg
+import functools
 import io
 import pickle
 import struct
@@ -41,7 +42,7 @@ from zrpc.errors import DecodeRefused, EncodeError, FrameError, NotImportable, Z
 from zrpc.serialization import mainscript, names, rebuild, values
 from zrpc.serialization.grammar import check_body
 from zrpc.serialization.locate import explain
-from zrpc.serialization.tensors import StorageTable, has_own_reduction, reduce_subclass
+from zrpc.serialization.tensors import StorageTable, has_own_reduction
 from zrpc.wire.envelope import Buffer
 
 Reducer = Callable[[Any], Any]
@@ -185,7 +186,7 @@ class _PythonWriter(_Writer):
     __slots__ = ()
 
     def _new_table(self, storages: StorageTable) -> _Table:
-        return _Table(_python_entries(storages), _python_rule)
+        return _Table(_python_entries(storages), functools.partial(_python_rule, storages))
 
     def _new_pickler(self, sink: Any) -> pickle.Pickler:
         return pickle.Pickler(sink, 5, buffer_callback=self._take_buffer)
@@ -216,7 +217,7 @@ class _ValueWriter(_PythonWriter):
     __slots__ = ()
 
     def _new_table(self, storages: StorageTable) -> _Table:
-        return _Table(_python_entries(storages), _value_rule)
+        return _Table(_python_entries(storages), functools.partial(_value_rule, storages))
 
     def _new_pickler(self, sink: Any) -> pickle.Pickler:
         return mainscript.ValuePickler(sink, self.table, self._take_buffer)
@@ -230,21 +231,21 @@ def _python_entries(storages: StorageTable) -> dict[type, Reducer]:
     }
 
 
-def _common_rule(cls: type) -> Reducer | None:
+def _common_rule(storages: StorageTable, cls: type) -> Reducer | None:
     if issubclass(cls, torch.Tensor) and not has_own_reduction(cls):
-        return reduce_subclass
+        return storages.reduce_subclass
     if issubclass(cls, torch.jit.ScriptModule):
         return values.reduce_module
     return None
 
 
-def _python_rule(cls: type) -> Reducer:
+def _python_rule(storages: StorageTable, cls: type) -> Reducer:
     # A KeyError tells the pickler to ask the object itself.
-    return _common_rule(cls) or copyreg.dispatch_table[cls]
+    return _common_rule(storages, cls) or copyreg.dispatch_table[cls]
 
 
-def _value_rule(cls: type) -> Reducer:
-    return _common_rule(cls) or cloudpickle.Pickler.dispatch_table[cls]
+def _value_rule(storages: StorageTable, cls: type) -> Reducer:
+    return _common_rule(storages, cls) or cloudpickle.Pickler.dispatch_table[cls]
 
 
 # Caches of idle picklers. A deque's ends are safe to use from any thread, and each writer has one user at a time.
@@ -259,15 +260,22 @@ def _without_effects(hooks: Hooks | None) -> Hooks | None:
     return Hooks(dict.fromkeys(hooks.reducers, lambda _: (names.same, (None,))), same_main=hooks.same_main)
 
 
-def dumps_script(value: Any, hooks: Hooks | None = None, root: str | tuple[str, ...] = "value") -> Encoded:
+def dumps_script(
+    value: Any,
+    hooks: Hooks | None = None,
+    root: str | tuple[str, ...] = "value",
+    recorded: list[torch.Tensor] | None = None,
+) -> Encoded:
     """Encode a value that TorchScript has a type for.
 
-    `root` is how errors name the value: one name, or one for each part of a tuple. Raises `EncodeError`.
+    `root` is how errors name the value: one name, or one for each part of a tuple. `recorded` collects the tensors that
+    require grad; they are marked in the message as belonging to a graph. Raises `EncodeError`.
     """
     try:
         writer = _SCRIPT_POOL.pop()
     except IndexError:
         writer = _ScriptWriter()
+    writer.storages.recorded = recorded
     try:
         encoded = writer.encode(value, hooks)
     except EncodeError as error:
@@ -277,22 +285,29 @@ def dumps_script(value: Any, hooks: Hooks | None = None, root: str | tuple[str, 
     except Exception as error:
         cause = error
     else:
+        writer.storages.recorded = None
         _SCRIPT_POOL.append(writer)
         return encoded
     quiet = _without_effects(hooks)
     raise explain(value, cause, lambda part: _ScriptWriter().encode(part, quiet), root) from cause
 
 
-def dumps_python(value: Any, hooks: Hooks | None = None, root: str | tuple[str, ...] = "value") -> Encoded:
+def dumps_python(
+    value: Any,
+    hooks: Hooks | None = None,
+    root: str | tuple[str, ...] = "value",
+    recorded: list[torch.Tensor] | None = None,
+) -> Encoded:
     """Encode any Python value: functions and classes by name where they have one, by value where not.
 
     What `__main__` defines goes by value, together with its name, unless `hooks.same_main` (see `mainscript`).
-    `root` is how errors name the value: one name, or one for each part of a tuple. Raises `EncodeError`.
+    `root` and `recorded` are as in `dumps_script`. Raises `EncodeError`.
     """
     try:
         writer = _PYTHON_POOL.pop()
     except IndexError:
         writer = _PythonWriter()
+    writer.storages.recorded = recorded
     try:
         encoded = writer.encode(value, hooks)
     except EncodeError as error:
@@ -300,18 +315,25 @@ def dumps_python(value: Any, hooks: Hooks | None = None, root: str | tuple[str, 
     except ZrpcError:  # a hook's own
         raise
     except Exception:
-        return _dumps_by_value(value, hooks, root)
+        return _dumps_by_value(value, hooks, root, recorded)
+    writer.storages.recorded = None
     _PYTHON_POOL.append(writer)
     if mainscript.MARK in encoded.body and not (hooks is not None and hooks.same_main):
-        return _dumps_by_value(value, hooks, root)
+        return _dumps_by_value(value, hooks, root, recorded)
     return encoded
 
 
-def _dumps_by_value(value: Any, hooks: Hooks | None, root: str | tuple[str, ...]) -> Encoded:
+def _dumps_by_value(
+    value: Any, hooks: Hooks | None, root: str | tuple[str, ...], recorded: list[torch.Tensor] | None
+) -> Encoded:
     if hooks is not None and hooks.restart is not None:
         hooks.restart()
+    writer = _ValueWriter()
+    if recorded is not None:
+        recorded.clear()
+        writer.storages.recorded = recorded
     try:
-        return _ValueWriter().encode(value, hooks)
+        return writer.encode(value, hooks)
     except ZrpcError as error:
         if not isinstance(error, EncodeError):  # a hook's own
             raise
@@ -385,8 +407,13 @@ class _PythonReader(pickle.Unpickler):
             raise NotImportable(module, name, str(error)) from error
 
 
-def loads_script(body: Buffer, buffers: Sequence[Buffer] = (), hooks: Hooks | None = None) -> Any:
-    """Decode what `dumps_script` made.
+def loads_script(
+    body: Buffer,
+    buffers: Sequence[Buffer] = (),
+    hooks: Hooks | None = None,
+    received: list[torch.Tensor] | None = None,
+) -> Any:
+    """Decode what `dumps_script` made. `received` gets the tensors that were recorded there, in their order.
 
     Raises `DecodeRefused` for anything outside of the codec, `FrameError` for damage.
     """
@@ -403,15 +430,23 @@ def loads_script(body: Buffer, buffers: Sequence[Buffer] = (), hooks: Hooks | No
     reader.storages = rebuild.StorageReader(buffers, lows)
     reader.hooks = hooks
     try:
-        return reader.load()
+        value = reader.load()
+        if received is not None:
+            received += reader.storages.received()
+        return value
     except ZrpcError:
         raise
     except Exception as error:
         raise _unreadable(SCRIPT, error) from error
 
 
-def loads_python(body: Buffer, buffers: Sequence[Buffer] = (), hooks: Hooks | None = None) -> Any:
-    """Decode what `dumps_python` made, running code of the sender's choice.
+def loads_python(
+    body: Buffer,
+    buffers: Sequence[Buffer] = (),
+    hooks: Hooks | None = None,
+    received: list[torch.Tensor] | None = None,
+) -> Any:
+    """Decode what `dumps_python` made, running code of the sender's choice. `received` is as in `loads_script`.
 
     Raises `NotImportable` for a function or class that this process does not have, `FrameError` for damage and for
     objects whose own unpickling fails.
@@ -435,7 +470,10 @@ def loads_python(body: Buffer, buffers: Sequence[Buffer] = (), hooks: Hooks | No
     reader.storages = rebuild.StorageReader(buffers[:count] if count < len(buffers) else buffers, lows)
     reader.hooks = hooks
     try:
-        return reader.load()
+        value = reader.load()
+        if received is not None:
+            received += reader.storages.received()
+        return value
     except ZrpcError:
         raise
     except ImportError as error:

@@ -123,16 +123,18 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 class StorageReader:
     """The storages of one received message, made when a tensor first asks for them.
 
-    `lows` are the low bounds of the spans, None when all are 0.
+    `lows` are the low bounds of the spans, None when all are 0. `recorded` has the tensors that were part of an autograd
+    graph on the sender, by their number in the message.
     """
 
-    __slots__ = ("_bases", "_buffers", "_lows", "_moved")
+    __slots__ = ("_bases", "_buffers", "_lows", "_moved", "recorded")
 
     def __init__(self, buffers: Sequence[Buffer], lows: Sequence[int] | None = None) -> None:
         self._buffers = buffers
         self._lows = lows
         self._bases: dict[int, Any] = {}
         self._moved: dict[tuple[int, torch.device], torch.UntypedStorage] = {}
+        self.recorded: dict[int, torch.Tensor] = {}
 
     # ---------------------------------------------------------------------------------------- the usual
 
@@ -301,6 +303,23 @@ class StorageReader:
             raise _fail("the data of a parameter is not a tensor")
         return torch.nn.Parameter(data, requires_grad is True)
 
+    def keep_recorded(self, place: Any, tensor: Any) -> torch.Tensor:
+        """A tensor that was part of a graph on the sender. Whoever reads the message makes it part of one here."""
+        if not isinstance(tensor, torch.Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
+            raise _fail("what is recorded is not a tensor that can have a gradient")
+        if type(place) is not int or place in self.recorded or tensor.requires_grad:
+            raise _fail(f"its place {place!r:.80} among the recorded tensors")
+        self.recorded[place] = tensor
+        return tensor
+
+    def received(self) -> list[torch.Tensor]:
+        """The recorded tensors, in their order. Raises `FrameError` if one is missing, or there twice."""
+        count = len(self.recorded)
+        tensors = [self.recorded[place] for place in range(count) if place in self.recorded]
+        if len(tensors) != count or len({id(tensor) for tensor in tensors}) != count:
+            raise _fail("the recorded tensors are not numbered from 0 on")
+        return tensors
+
     def subclassed(self, cls: Any, plain: Any, requires_grad: bool, state: Any) -> torch.Tensor:
         """An instance of a subclass of torch.Tensor. Only the Python codec carries classes."""
         if not (isinstance(cls, type) and issubclass(cls, torch.Tensor)):
@@ -358,7 +377,7 @@ class StorageReader:
         return moved
 
 
-RESOLVERS: Final[dict[str, Callable[..., Any]]] = {
+RESOLVERS: Final[dict[str, Callable[..., Any]]] = {"recorded": StorageReader.keep_recorded} | {
     name: getattr(StorageReader, name)
     for name in (
         "tensor",

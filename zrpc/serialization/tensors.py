@@ -10,7 +10,8 @@ A large span is not copied: its buffer is a memoryview of the tensor's memory th
 is copied at once, which is cheaper than a memoryview and lets the caller change the tensor after the call.
 
 requires_grad travels, the graph does not: a tensor that is not a leaf arrives as a leaf that requires grad, as in
-torch's RPC.
+torch's RPC. While a message is *recorded* (for distributed autograd), the tensors that require grad are numbered and
+collected instead, and travel without the flag: whoever reads them makes them part of a graph.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch._utils import _get_obj_state
+from torch._utils import _get_obj_state, _set_obj_state
 
 from zrpc.errors import EncodeError
 from zrpc.serialization import names
@@ -67,6 +68,16 @@ def reduce_subclass(tensor: torch.Tensor) -> Reduced:
         return names.subclassed, (type(tensor), plain, tensor.requires_grad, _get_obj_state(tensor))  # type: ignore[no-untyped-call]
 
 
+def _without_graph(tensor: torch.Tensor) -> torch.Tensor:
+    """The same tensor, of the same class and with the same attributes, outside of any graph."""
+    if type(tensor) is torch.Tensor or isinstance(tensor, torch.nn.Parameter):
+        return tensor.detach()
+    with torch._C.DisableTorchFunctionSubclass():
+        plain = torch.Tensor._make_subclass(type(tensor), tensor.detach().as_subclass(torch.Tensor), False)
+        _set_obj_state(plain, _get_obj_state(tensor))  # type: ignore[no-untyped-call]
+        return plain
+
+
 def has_own_reduction(cls: type) -> bool:
     """Whether a subclass of torch.Tensor brings its own way to pickle, or has its data elsewhere than in a storage."""
     return (
@@ -78,7 +89,7 @@ def has_own_reduction(cls: type) -> bool:
 class StorageTable:
     """The storages of one message, in the order met. Reusable: `take` empties it."""
 
-    __slots__ = ("_arrays", "_highs", "_indices", "_lows", "_storages")
+    __slots__ = ("_arrays", "_highs", "_indices", "_lows", "_storages", "recorded")
 
     def __init__(self) -> None:
         self._indices: dict[int, int] = {}
@@ -87,6 +98,8 @@ class StorageTable:
         self._arrays: list[Any] = []
         self._lows: list[int] = []
         self._highs: list[int] = []
+        self.recorded: list[torch.Tensor] | None = None
+        """Where the tensors that require grad are collected, while a message is recorded."""
 
     def __len__(self) -> int:
         return len(self._storages)
@@ -118,8 +131,20 @@ class StorageTable:
 
     # ------------------------------------------------------------------------------------------ reducers
 
+    def _record(self, tensor: torch.Tensor, recorded: list[torch.Tensor]) -> Reduced:
+        recorded.append(tensor)
+        return names.recorded, (len(recorded) - 1, _without_graph(tensor))
+
+    def reduce_subclass(self, tensor: torch.Tensor) -> Reduced:
+        """Reduce an instance of a subclass of torch.Tensor."""
+        if self.recorded is not None and tensor.requires_grad:
+            return self._record(tensor, self.recorded)
+        return reduce_subclass(tensor)
+
     def reduce_tensor(self, tensor: torch.Tensor) -> Reduced:
         """Reduce a torch.Tensor (that exact class, or a Parameter where its class does not matter)."""
+        if self.recorded is not None and tensor.requires_grad:
+            return self._record(tensor, self.recorded)
         number = _FAST_NUMBERS.get(tensor.dtype)
         if number is None or tensor.layout is not _STRIDED or not tensor.is_cpu or not tensor.is_contiguous():
             return self._reduce_other(tensor)
@@ -152,6 +177,8 @@ class StorageTable:
 
     def reduce_jagged(self, tensor: Any) -> Reduced:
         """Reduce a nested tensor of the jagged layout."""
+        if self.recorded is not None and tensor.requires_grad:
+            return self._record(tensor, self.recorded)
         flags = REQUIRES_GRAD if tensor.requires_grad else 0
         plain = tensor.detach()
         lengths = plain.lengths()

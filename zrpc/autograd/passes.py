@@ -1,0 +1,87 @@
+"""A backward pass on one worker, as torch's engine runs it: gradients that came, and what they add up to.
+
+One rule: `protocol.backward` decides what runs and what is complete; this holds the tensors for it, and runs them.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import GradientEdge
+
+from zrpc.autograd import leaves
+from zrpc.autograd.graph import Survey
+from zrpc.protocol.backward import BackwardPass, Run
+
+Gradients = Sequence[torch.Tensor | None]
+
+
+class PassState:
+    """The tensors of one pass on one worker.
+
+    `machine` is used with the lock of the context held; `arrived` and `sums` belong to whoever the machine has given a
+    run, or a complete terminal.
+    """
+
+    def __init__(self, survey: Survey, edges: dict[int, Sequence[GradientEdge]], retain_graph: bool) -> None:
+        self.survey = survey
+        self.edges = edges
+        self.retain_graph = retain_graph
+        self.machine = BackwardPass(survey.ends, retain_graph)
+        self.arrived: dict[int, Gradients] = {}
+        self.sums: dict[int, list[torch.Tensor | None]] = {}
+        self.partial: set[int] = set()
+        """Leaves whose hooks are held back until the whole gradient is there."""
+        self.failure: BaseException | None = None
+
+    def run(self, run: Run) -> dict[int, list[torch.Tensor | None]]:
+        """Run torch's engine from the sources of `run`; returns what has come to each terminal, a list for its outputs."""
+        outputs: list[GradientEdge] = []
+        entering: list[torch.Tensor] = []
+        terminals: dict[int, None] = {}
+        for source in run.sources:
+            terminals.update(dict.fromkeys(self.survey.ends.sources[source].terminals))
+            for edge, gradient in zip(self.edges[source], self.arrived.pop(source), strict=True):
+                if gradient is not None:
+                    outputs.append(edge)
+                    entering.append(gradient)
+        found: dict[int, list[torch.Tensor | None]] = {}
+        if outputs and terminals:
+            places = [edge for terminal in terminals for edge in self.survey.inputs[terminal]]
+            parts = {terminal for terminal in terminals if self._is_part(terminal, run)}
+            self.partial |= parts
+            with leaves.held_back(self.survey.leaves[terminal] for terminal in parts), torch.inference_mode(False):
+                captured = iter(
+                    torch.autograd.grad(outputs, places, entering, retain_graph=run.keep, allow_unused=True)
+                )
+            for terminal in terminals:
+                found[terminal] = [next(captured) for _ in self.survey.inputs[terminal]]
+        return found
+
+    def _is_part(self, terminal: int, run: Run) -> bool:
+        """Whether a leaf gets gradients from elsewhere too, in other runs."""
+        sources = self.survey.sources_of(terminal)
+        return terminal in self.survey.leaves and not sources <= set(run.sources)
+
+    def add(self, found: dict[int, list[torch.Tensor | None]]) -> None:
+        """Add what a run has found to the sums. With the lock of the context held."""
+        for terminal, gradients in found.items():
+            sums = self.sums.get(terminal)
+            if sums is None:
+                self.sums[terminal] = gradients
+            else:
+                self.sums[terminal] = [leaves.add_up(*pair) for pair in zip(sums, gradients, strict=True)]
+
+
+def operation_of(trace: TracebackType | None) -> str:
+    """The name of the autograd node, written in Python, whose backward raised; '' if it was none."""
+    name = ""
+    for frame, _ in traceback.walk_tb(trace):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, BackwardCFunction):
+            name = type(owner).__name__
+    return name

@@ -1,0 +1,168 @@
+"""Which distributed autograd contexts a worker takes part in, and how they end everywhere, without I/O.
+
+A context begins on one worker and spreads with calls; each worker knows whom it has passed it on to. When it ends, the
+worker where it began tells those, they tell theirs, and so on: CONTEXT_CLEANUP, repeated until it is acknowledged or
+its receiver is lost.
+
+    unknown --begin--> active          here: this worker made it
+    unknown --join---> active          a call came in it
+    active  --release | cleanup | its maker is lost--> ended
+    ended   --join---> ended           a call that comes late does not bring it back
+
+One rule: no worker keeps a context whose end it could have known. If somebody that it was passed on to is lost, nobody
+can say whom that one passed it on to: then all members are told.
+
+An id has the worker that made it in its upper bits, and that worker's life, so that the loss of a life ends its contexts:
+
+    context id (63 bits)   | worker id: 15 bits | life: 16 bits | counter: 32 bits |     life 0 as in torch's RPC
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from zrpc.protocol.outbox import FIRST_RETRY, LAST_RETRY, Peer
+
+WORKER_SHIFT: Final = 48
+LIFE_SHIFT: Final = 32
+MAX_WORKER: Final = (1 << 15) - 1
+COUNTER_MASK: Final = (1 << LIFE_SHIFT) - 1
+REMEMBERED: Final = 1 << 16
+"""Ended contexts that are remembered, the newest. A call that comes after so many others are over is later than any
+deadline in practice."""
+
+
+def first_id(worker_id: int, life: int) -> int:
+    """The first context id, and the first number of a recorded message, of a worker in one of its lives."""
+    if not 0 <= worker_id <= MAX_WORKER:
+        raise ValueError(f"a worker that uses distributed autograd has an id of at most {MAX_WORKER}, not {worker_id}")
+    return worker_id << WORKER_SHIFT | (life & 0xFFFF) << LIFE_SHIFT
+
+
+def maker_of(context_id: int) -> tuple[int, int]:
+    """(worker id, life, modulo 65,536) of the worker that made a context."""
+    return context_id >> WORKER_SHIFT, context_id >> LIFE_SHIFT & 0xFFFF
+
+
+class SendCleanup(NamedTuple):
+    """Tell a worker that a context has ended; `cleanup_acknowledged` when it has answered."""
+
+    to: Peer
+    context_id: int
+
+
+class _Message:
+    __slots__ = ("due", "retry")
+
+    def __init__(self, now: float) -> None:
+        self.retry = FIRST_RETRY
+        self.due = now + FIRST_RETRY
+
+
+class ContextTable:
+    """The contexts of one worker, and the cleanups that are not acknowledged yet."""
+
+    def __init__(self, me: Peer, life: int) -> None:
+        self._me = me
+        self._next = self._first = first_id(me.worker_id, life)
+        self._active: dict[int, set[Peer]] = {}
+        self._orphans: set[int] = set()
+        self._ended: OrderedDict[int, None] = OrderedDict()
+        self._sending: dict[SendCleanup, _Message] = {}
+
+    def __repr__(self) -> str:
+        return f"<ContextTable active={len(self._active)} sending={len(self._sending)}>"
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    # ------------------------------------------------------------------------------------ contexts
+
+    def begin(self) -> int:
+        """A new context of this worker's; returns its id."""
+        context_id = self._next
+        self._next += 1
+        self._active[context_id] = set()
+        return context_id
+
+    def join(self, context_id: int) -> bool:
+        """A call came in this context. False when it has ended: the call runs, and is not recorded."""
+        if context_id in self._active:
+            return True
+        if context_id in self._ended or self._is_own(context_id):
+            return False
+        self._active[context_id] = set()
+        return True
+
+    def _is_own(self, context_id: int) -> bool:
+        return maker_of(context_id) == maker_of(self._first)
+
+    def is_active(self, context_id: int) -> bool:
+        """Whether this worker takes part in the context."""
+        return context_id in self._active
+
+    def passed_on(self, context_id: int, to: Peer) -> None:
+        """A message of this context is about to be sent."""
+        known = self._active.get(context_id)
+        if known is not None and to != self._me:
+            known.add(to)
+
+    def known_to(self, context_id: int) -> frozenset[Peer]:
+        """Whom this worker has passed the context on to."""
+        return frozenset(self._active.get(context_id, ()))
+
+    def largest_id(self) -> int:
+        """The largest context id that this life of the worker can give."""
+        return self._first | COUNTER_MASK
+
+    # ------------------------------------------------------------------------------------ ends
+
+    def release(self, context_id: int, members: Iterable[Peer], now: float) -> list[SendCleanup]:
+        """The context has ended: here, or the word of it has come. `members`: everybody who is up."""
+        known = self._active.pop(context_id, None)
+        self._ended[context_id] = None
+        while len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)
+        if known is None:
+            return []
+        targets: Iterable[Peer] = known
+        if context_id in self._orphans:
+            self._orphans.discard(context_id)
+            targets = [member for member in members if member != self._me]
+        effects = [SendCleanup(to, context_id) for to in sorted(targets)]
+        for effect in effects:
+            self._sending[effect] = _Message(now)
+        return effects
+
+    def cleanup_acknowledged(self, effect: SendCleanup) -> None:
+        """The worker has answered."""
+        self._sending.pop(effect, None)
+
+    def peer_lost(self, peer: Peer, life: int) -> list[int]:
+        """A life of a worker is over. Returns the contexts that it made, which must be released."""
+        for effect in [effect for effect in self._sending if effect.to == peer]:
+            del self._sending[effect]
+        for context_id, known in self._active.items():
+            if peer in known:
+                known.discard(peer)
+                self._orphans.add(context_id)
+        maker = (peer.worker_id, life & 0xFFFF)
+        return [context_id for context_id in self._active if maker_of(context_id) == maker]
+
+    # ------------------------------------------------------------------------------------ time
+
+    def next_deadline(self) -> float | None:
+        """When `timer_fired` is due."""
+        return min((message.due for message in self._sending.values()), default=None)
+
+    def timer_fired(self, now: float) -> list[SendCleanup]:
+        """What must be sent again."""
+        effects = []
+        for effect, message in self._sending.items():
+            if message.due <= now:
+                message.retry = min(2 * message.retry, LAST_RETRY)
+                message.due = now + message.retry
+                effects.append(effect)
+        return effects
