@@ -97,8 +97,7 @@ class DistAutogradContext:
                 self._survey = None
 
     def accumulate(self, leaf: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Add to the gradient of a leaf."""
-        gradient = leaves.owned(gradient)
+        """Add to the gradient of a leaf. Nothing else uses the memory of `gradient`."""
         with self.lock:
             total = leaves.add_up(self.gradients.get(leaf), gradient)
             assert total is not None
@@ -111,6 +110,10 @@ class DistAutogradContext:
     def is_reduced(self, leaf: torch.Tensor) -> bool:
         """Whether a leaf is such a parameter."""
         return id(leaf) in self._reduced
+
+    def reduction_order(self, leaf: torch.Tensor) -> int:
+        """The place of such a parameter among them, the same in every process of the group."""
+        return list(self._reduced).index(id(leaf))
 
     # ------------------------------------------------------------------------------------ torch's names
 

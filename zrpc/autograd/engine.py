@@ -157,9 +157,9 @@ class Engine:
 
         def advance(event: Callable[[], Step]) -> Step:
             with context.lock:
-                before = machine.open_items()
+                before = state.open_items()
                 step = event()
-                change = machine.open_items() - before
+                change = state.open_items() - before
                 if machine.is_over():
                     context.passes.pop(pass_id, None)
             tally.note(change, (me,) if change > 0 else ())
@@ -190,7 +190,7 @@ class Engine:
         tally: Tally,
     ) -> None:
         """Pass on the gradients of messages; keep those of leaves."""
-        reduced: list[tuple[torch.Tensor, torch.Tensor]] = []
+        me = self._agent.info.id
         for terminal in terminals:
             with context.lock:
                 gradients = state.sums.pop(terminal, None)
@@ -204,14 +204,27 @@ class Engine:
                         "ended or is not the one of this pass: receive it again in this context, or detach() it"
                     )
             elif gradients is not None and gradients[0] is not None:
-                leaf = state.survey.leaves[terminal]
-                if context.is_reduced(leaf):
-                    reduced.append((leaf, gradients[0]))
+                if context.is_reduced(state.survey.leaves[terminal]):
+                    state.unreduced[terminal] = gradients[0]
+                    tally.note(1, (me,))
                 else:
                     self._blaming(self._keep, context, state, terminal, gradients[0])
-        if reduced:
-            for leaf, gradient in self._blaming(self._reduction.run, reduced):
-                context.accumulate(leaf, gradient)
+        if state.unreduced:
+            self._reduce(context, state, tally)
+
+    def _reduce(self, context: DistAutogradContext, state: PassState, tally: Tally) -> None:
+        """Have the reducers average the gradients of their parameters, when all of those are whole."""
+        survey = state.survey
+        with context.lock:
+            reduced = [terminal for terminal, leaf in survey.leaves.items() if context.is_reduced(leaf)]
+            if any(state.machine.is_awaited(terminal) for terminal in reduced):
+                return
+            found, state.unreduced = state.unreduced, {}
+        pairs = [(survey.leaves[terminal], gradient) for terminal, gradient in found.items()]
+        pairs.sort(key=lambda pair: context.reduction_order(pair[0]), reverse=True)
+        for leaf, gradient in self._blaming(self._reduction.run, pairs):
+            context.accumulate(leaf, gradient)
+        tally.note(-len(found))
 
     def _keep(self, context: DistAutogradContext, state: PassState, terminal: int, gradient: torch.Tensor) -> None:
         """A leaf's gradient is whole: call its hooks, add it to the context."""

@@ -109,10 +109,10 @@ def add_up(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Ten
     return first + second
 
 
-def owned(gradient: torch.Tensor) -> torch.Tensor:
-    """The gradient, or a copy when anything else may use its memory: what is kept may be changed in place."""
-    if gradient.layout is not torch.strided or gradient.is_nested:
-        return gradient
+def owned(gradient: torch.Tensor, is_shared: bool) -> torch.Tensor:
+    """The gradient, or a copy when it is shared, or anything else may use its memory: what is kept may be changed."""
+    if is_shared or gradient.layout is not torch.strided or gradient.is_nested:
+        return gradient.clone() if is_shared else gradient
     storage = gradient.untyped_storage()
     # Two: the gradient's, and the one of `storage` here.
     is_alone = torch._C._storage_Use_Count(storage._cdata) <= 2  # type: ignore[attr-defined]

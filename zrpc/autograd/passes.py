@@ -6,6 +6,7 @@ One rule: `protocol.backward` decides what runs and what is complete; this holds
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -36,6 +37,8 @@ class PassState:
         self.sums: dict[int, list[torch.Tensor | None]] = {}
         self.partial: set[int] = set()
         """Leaves whose hooks are held back until the whole gradient is there."""
+        self.unreduced: dict[int, torch.Tensor] = {}
+        """Whole gradients of parameters of DistributedDataParallel modules, which reduces all of them together."""
         self.failure: BaseException | None = None
 
     def run(self, run: Run) -> dict[int, list[torch.Tensor | None]]:
@@ -55,12 +58,19 @@ class PassState:
             parts = {terminal for terminal in terminals if self._is_part(terminal, run)}
             self.partial |= parts
             with leaves.held_back(self.survey.leaves[terminal] for terminal in parts), torch.inference_mode(False):
-                captured = iter(
-                    torch.autograd.grad(outputs, places, entering, retain_graph=run.keep, allow_unused=True)
-                )
+                captured = torch.autograd.grad(outputs, places, entering, retain_graph=run.keep, allow_unused=True)
+            uses = Counter(map(id, captured))  # an operation may hand one tensor to several inputs
+            each = iter(captured)
             for terminal in terminals:
-                found[terminal] = [next(captured) for _ in self.survey.inputs[terminal]]
+                gradients: list[torch.Tensor | None] = [next(each) for _ in self.survey.inputs[terminal]]
+                if terminal in self.survey.leaves and gradients[0] is not None:
+                    gradients = [leaves.owned(gradients[0], uses[id(gradients[0])] > 1)]
+                found[terminal] = gradients
         return found
+
+    def open_items(self) -> int:
+        """What has come in here and not gone on. With the lock of the context held."""
+        return self.machine.open_items() + len(self.unreduced)
 
     def _is_part(self, terminal: int, run: Run) -> bool:
         """Whether a leaf gets gradients from elsewhere too, in other runs."""

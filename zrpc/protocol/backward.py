@@ -110,6 +110,10 @@ class BackwardPass:
         """Whether nothing more can happen in this pass here."""
         return not self._touched and all(state in (DONE, ABSENT) for state in self._states.values())
 
+    def is_awaited(self, terminal: int) -> bool:
+        """Whether a terminal is not complete, and still may be."""
+        return terminal in self._touched or bool(self._left[terminal])
+
     # ------------------------------------------------------------------------------------ events
 
     def arrive(self, source: int) -> Step:

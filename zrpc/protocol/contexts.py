@@ -28,7 +28,6 @@ from zrpc.protocol.outbox import FIRST_RETRY, LAST_RETRY, Peer
 WORKER_SHIFT: Final = 48
 LIFE_SHIFT: Final = 32
 MAX_WORKER: Final = (1 << 15) - 1
-COUNTER_MASK: Final = (1 << LIFE_SHIFT) - 1
 REMEMBERED: Final = 1 << 16
 """Ended contexts that are remembered, the newest. A call that comes after so many others are over is later than any
 deadline in practice."""
@@ -114,8 +113,8 @@ class ContextTable:
         return frozenset(self._active.get(context_id, ()))
 
     def largest_id(self) -> int:
-        """The largest context id that this life of the worker can give."""
-        return self._first | COUNTER_MASK
+        """The largest context id that this worker can give, in any of its lives."""
+        return self._first | (1 << WORKER_SHIFT) - 1
 
     # ------------------------------------------------------------------------------------ ends
 
