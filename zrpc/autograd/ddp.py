@@ -45,7 +45,7 @@ class Reduction:
 
 def watch() -> None:
     """Have contexts note the parameters of DistributedDataParallel modules that are used in them. May be called again."""
-    original = DistributedDataParallel._pre_forward
+    original: Any = DistributedDataParallel._pre_forward
     if hasattr(original, "_zrpc_watches"):
         return
 
@@ -56,5 +56,5 @@ def watch() -> None:
             context.note_reduced(parameter for parameter in module.parameters() if parameter.requires_grad)
         return original(module, *inputs, **kwargs)
 
-    pre_forward._zrpc_watches = True  # type: ignore[attr-defined]
-    DistributedDataParallel._pre_forward = pre_forward  # type: ignore[method-assign]
+    vars(pre_forward)["_zrpc_watches"] = True
+    setattr(DistributedDataParallel, "_pre_forward", pre_forward)  # noqa: B010  its type says it is a method

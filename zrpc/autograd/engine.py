@@ -28,8 +28,8 @@ from zrpc.autograd.functions import Received
 from zrpc.autograd.passes import Gradients, PassState, operation_of
 from zrpc.autograd.tally import Tally
 from zrpc.errors import AutogradMisuse, BackwardFault, FrameError, WorkerLost, ZrpcError
-from zrpc.protocol.backward import ROOTS, Step
 from zrpc.ids import WorkerInfo
+from zrpc.protocol.backward import ROOTS, Step
 from zrpc.wire.envelope import Kind
 
 if TYPE_CHECKING:
@@ -131,9 +131,7 @@ class Engine:
         state = context.passes.get(pass_id)
         return self._new_state(context, pass_id, retain_graph, None) if state is None else state
 
-    def _new_state(
-        self, context: DistAutogradContext, pass_id: PassId, retain_graph: bool, roots: Any
-    ) -> PassState:
+    def _new_state(self, context: DistAutogradContext, pass_id: PassId, retain_graph: bool, roots: Any) -> PassState:
         edges: dict[int, Any] = {number: sent.edges for number, sent in context.sent.items()}
         if roots is not None:
             edges[ROOTS] = roots
@@ -196,7 +194,7 @@ class Engine:
                 gradients = state.sums.pop(terminal, None)
             received = state.survey.received.get(terminal)
             if received is not None:
-                self._pass_on(context, pass_id, state, received, gradients or [None] * received.count, tally)
+                self._pass_on(context, pass_id, state, received, gradients or [None] * received.tensors, tally)
             elif terminal in state.survey.foreign:
                 if gradients is not None and any(gradient is not None for gradient in gradients):
                     raise AutogradMisuse(
@@ -259,9 +257,7 @@ class Engine:
         value = (GRADIENTS, *pass_id, state.retain_graph, list(gradients))
         self._tell(received.sender, context, received.number, value, tally)
 
-    def _tell(
-        self, to: tuple[int, int], context: DistAutogradContext, number: int, value: Any, tally: Tally
-    ) -> None:
+    def _tell(self, to: tuple[int, int], context: DistAutogradContext, number: int, value: Any, tally: Tally) -> None:
         """Send a message of a pass; its answer goes to the tally."""
         self.send(to, (context.context_id, number), value, tally)
 
@@ -274,7 +270,9 @@ class Engine:
             if peer is None:
                 name = agent.references.info_of(to[0]).name
                 gone = agent.peers.find_gone(to[0])
-                raise WorkerLost(name, gone[1] if gone else "it is not in the cluster any more", "passing gradients back")
+                raise WorkerLost(
+                    name, gone[1] if gone else "it is not in the cluster any more", "passing gradients back"
+                )
 
             def answered(answer: Any, error: BaseException | None) -> None:
                 if error is None:
@@ -282,7 +280,8 @@ class Engine:
                         change, workers = answer
                         tally.report(int(change), map(int, workers), None)
                         return
-                    error = FrameError(f"worker {peer.info.name!r} answered a message of a backward pass with {answer!r:.80}")
+                    what = f"worker {peer.info.name!r} answered a message of a backward pass with {answer!r:.80}"
+                    error = FrameError(what)
                 tally.report(0, (), error)
 
             agent.caller.ask(peer, Kind.BACKWARD, "the backward pass", -1, answered, value, autograd)

@@ -32,14 +32,17 @@ def _leave(_context: Any, *_tensors: torch.Tensor) -> torch.Tensor:
 
 
 def _arrive(context: Any, _anchor: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    context.mark_dirty(*tensors)  # so that the very tensors get a history, and are no views: they may be changed in place
+    context.mark_dirty(
+        *tensors
+    )  # so that the very tensors get a history, and are no views: they may be changed in place
     return tensors
 
 
 def _function(node_name: str, forward: Any) -> Any:
     name = node_name.removesuffix("Backward")
     methods = {"forward": staticmethod(forward), "backward": staticmethod(_no_backward), "__doc__": forward.__doc__}
-    return type(torch.autograd.Function)(name, (torch.autograd.Function,), methods)
+    make: Any = type(torch.autograd.Function)
+    return make(name, (torch.autograd.Function,), methods)
 
 
 _Sent: Final[Any] = _function(SENT_NAME, _leave)
@@ -75,7 +78,7 @@ class Received(NamedTuple):
     number: int
     sender: WorkerKey
     moment: int
-    count: int
+    tensors: int
     node: Node
 
 

@@ -79,9 +79,7 @@ class _Walk:
                         masks[child] |= mask
 
 
-def survey(
-    sources: Sequence[tuple[int, int, Sequence[GradientEdge]]], received: Mapping[Node, Received]
-) -> Survey:
+def survey(sources: Sequence[tuple[int, int, Sequence[GradientEdge]]], received: Mapping[Node, Received]) -> Survey:
     """Walk the graph behind some sources (number, moment, edges). `received` has the nodes of this context's messages."""
     walk = _Walk(received)
     for bit, (_, _, edges) in enumerate(sources):
@@ -99,9 +97,7 @@ def survey(
         for bit in bits:
             reached[bit].append(key)
     groups = _group(len(sources), {walk.masks[node] for node in walk.order if node not in walk.terminals})
-    ends = {
-        number: Source(moment, tuple(reached[bit]), groups[bit]) for bit, (number, moment, _) in enumerate(sources)
-    }
+    ends = {number: Source(moment, tuple(reached[bit]), groups[bit]) for bit, (number, moment, _) in enumerate(sources)}
     found.ends = Ends(ends, terminals)
     return found
 
@@ -109,7 +105,8 @@ def survey(
 def _describe(found: Survey, key: int, node: Node, received: Mapping[Node, Received]) -> int | None:
     """Enter a terminal; returns its moment."""
     if type(node) is _ACCUMULATE:
-        found.leaves[key] = node.variable
+        accumulate: Any = node
+        found.leaves[key] = accumulate.variable
         found.inputs[key] = (edge_of(node),)
         return None
     message = received.get(node)
@@ -118,7 +115,7 @@ def _describe(found: Survey, key: int, node: Node, received: Mapping[Node, Recei
         found.inputs[key] = tuple(edge_of(node, output) for output in range(len(node._input_metadata)))
         return None
     found.received[key] = message
-    found.inputs[key] = tuple(edge_of(node, output) for output in range(message.count))
+    found.inputs[key] = tuple(edge_of(node, output) for output in range(message.tensors))
     return message.moment
 
 

@@ -63,7 +63,7 @@ def held_back(leaves: Iterable[torch.Tensor]) -> Iterator[None]:
 
 def whole(leaf: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """The gradient as the leaf's hooks leave it, when they were held back for its parts."""
-    hooks: dict[int, Any] = leaf._backward_hooks or {}  # type: ignore[assignment]
+    hooks: dict[int, Any] = leaf._backward_hooks or {}
     for hook in list(hooks.values()):
         changed = hook(gradient)
         if changed is not None:
@@ -115,5 +115,7 @@ def owned(gradient: torch.Tensor, is_shared: bool) -> torch.Tensor:
         return gradient.clone() if is_shared else gradient
     storage = gradient.untyped_storage()
     # Two: the gradient's, and the one of `storage` here.
-    is_alone = torch._C._storage_Use_Count(storage._cdata) <= 2  # type: ignore[attr-defined]
-    return gradient if is_alone and 0 not in gradient.stride() else gradient.clone(memory_format=torch.contiguous_format)
+    is_alone = torch._C._storage_Use_Count(storage._cdata) <= 2
+    return (
+        gradient if is_alone and 0 not in gradient.stride() else gradient.clone(memory_format=torch.contiguous_format)
+    )

@@ -26,7 +26,9 @@ def check_roots(roots: Sequence[torch.Tensor]) -> None:
     for place, root in enumerate(roots):
         name = f"root {place} (shape {tuple(root.shape)}, {root.dtype})"
         if not root.requires_grad:
-            raise AutogradMisuse(f"requires_grad not set on root: {name} is not computed from anything that requires grad")
+            raise AutogradMisuse(
+                f"requires_grad not set on root: {name} is not computed from anything that requires grad"
+            )
         if root.numel() != 1:
             raise AutogradMisuse(f"{name} is not a scalar, all roots need to be scalar. Call sum() or mean() on it")
         if root.grad_fn is None:
