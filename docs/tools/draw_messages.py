@@ -69,8 +69,12 @@ KINDS: Mapping[Kind, tuple[str, str, str]] = {
     Kind.ACK: ("receiver of a control message to its sender", "none; the message id is the number that is settled", ""),
     Kind.RREF_FORK_NOTICE: ("parent to receiver of a fork", "none; the header names the owner too", "ACK"),
     Kind.RREF_CREATION_NOTICE: ("creator to owner", "none", "ACK"),
-    Kind.BACKWARD: ("", "", "reserved for distributed autograd"),
-    Kind.CONTEXT_CLEANUP: ("", "", "reserved for distributed autograd"),
+    Kind.BACKWARD: (
+        "worker to worker",
+        "gradients, marks or their end, codec SCRIPT; see [autograd](autograd.md#on-the-wire)",
+        "REPLY when all that it has set off is answered; ERROR",
+    ),
+    Kind.CONTEXT_CLEANUP: ("worker to worker", "none; the header names the context", "REPLY without a value"),
     Kind.HELLO: (
         "process to broker",
         "Hello",

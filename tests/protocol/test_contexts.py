@@ -89,7 +89,7 @@ def test_a_lost_worker_is_not_told() -> None:
     number = contexts.begin()
     contexts.passed_on(number, B)
     contexts.release(number, EVERYBODY, 0.0)
-    contexts.peer_lost(B, 0)
+    assert contexts.peer_lost(B, 0, [A], 0.0) == ([], [])
     assert contexts.next_deadline() is None
 
 
@@ -98,9 +98,40 @@ def test_when_one_in_between_is_lost_all_are_told() -> None:
     number, other = contexts.begin(), contexts.begin()
     contexts.passed_on(number, B)
     contexts.passed_on(other, C)
-    assert contexts.peer_lost(B, 0) == []
+    assert contexts.peer_lost(B, 0, [A, C, D], 0.0) == ([], [])
     assert contexts.release(number, [A, C, D], 0.0) == [SendCleanup(C, number), SendCleanup(D, number)]
     assert contexts.release(other, [A, C, D], 0.0) == [SendCleanup(C, other)]
+
+
+def test_when_one_is_lost_before_it_has_passed_the_end_on_all_are_told() -> None:
+    contexts = table()
+    number = contexts.begin()
+    contexts.passed_on(number, B)
+    assert contexts.release(number, EVERYBODY, 0.0) == [SendCleanup(B, number)]
+    effects = [SendCleanup(C, number), SendCleanup(D, number)]
+    assert contexts.peer_lost(B, 0, [A, C, D], 0.0) == ([], effects)
+
+
+def test_an_end_is_acknowledged_when_all_that_it_set_off_is() -> None:
+    contexts = table(B)
+    number = first_id(0, 0)
+    contexts.join(number)
+    contexts.passed_on(number, A)
+    contexts.passed_on(number, C)
+    effects = contexts.release(number, EVERYBODY, 0.0, told_by=A)
+    assert contexts.release(number, EVERYBODY, 0.0, told_by=C) == []
+    assert not contexts.owes_acknowledgement(number, C)
+    for effect in effects:
+        assert contexts.owes_acknowledgement(number, A)
+        contexts.cleanup_acknowledged(effect)
+    assert not contexts.owes_acknowledgement(number, A)
+
+
+def test_when_one_is_gone_already_all_are_told() -> None:
+    contexts = table()
+    number = contexts.begin()
+    contexts.passed_on(number, B)
+    assert contexts.release(number, [A, C], 0.0) == [SendCleanup(C, number)]
 
 
 def test_the_loss_of_a_maker_ends_its_contexts() -> None:
@@ -108,7 +139,7 @@ def test_the_loss_of_a_maker_ends_its_contexts() -> None:
     of_a, of_a_before, of_c = first_id(0, 1), first_id(0, 0), first_id(2, 0)
     for number in (of_a, of_a_before, of_c):
         contexts.join(number)
-    assert contexts.peer_lost(A, 1) == [of_a]
+    assert contexts.peer_lost(A, 1, [B, C], 0.0) == ([of_a], [])
 
 
 def test_memory_of_what_has_ended_is_bounded() -> None:
@@ -119,46 +150,83 @@ def test_memory_of_what_has_ended_is_bounded() -> None:
     assert not contexts.join(REMEMBERED + 9)
 
 
-@settings(max_examples=200, deadline=None)
+class World:
+    """Workers that pass a context on and forget it, on a network that loses, doubles and shuffles messages."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        self.chance = random.Random(seed)
+        self.peers = [Peer(number, 1) for number in range(count)]
+        self.tables = {peer: ContextTable(peer, 0) for peer in self.peers}
+        self.alive = list(self.peers)
+        self.context = self.tables[self.peers[0]].begin()
+        self.flying: list[tuple[Peer, SendCleanup]] = []
+        self.unanswered: dict[Peer, set[Peer]] = {peer: set() for peer in self.peers}
+        self.now = 0.0
+
+    def send(self, sender: Peer, effects: list[SendCleanup]) -> None:
+        self.flying += [(sender, effect) for effect in effects]
+
+    def spread(self) -> None:
+        holders = [peer for peer in self.alive if self.tables[peer].is_active(self.context)]
+        if holders:
+            sender, receiver = self.chance.choice(holders), self.chance.choice(self.alive)
+            self.tables[sender].passed_on(self.context, receiver)
+            if self.chance.random() < 0.9:  # else the call is lost
+                self.tables[receiver].join(self.context)
+
+    def kill(self) -> None:
+        victim = self.chance.choice(self.alive[1:])
+        self.alive.remove(victim)
+        for peer in self.alive:
+            ended, effects = self.tables[peer].peer_lost(victim, 0, self.alive, self.now)
+            self.send(peer, effects)
+            for context in ended:
+                self.send(peer, self.tables[peer].release(context, self.alive, self.now))
+            self.answer(peer)
+
+    def deliver(self) -> None:
+        sender, effect = self.flying.pop(self.chance.randrange(len(self.flying)))
+        if sender not in self.alive or effect.to not in self.alive or self.chance.random() < 0.3:
+            return
+        for _ in range(self.chance.randint(1, 2)):
+            self.send(effect.to, self.tables[effect.to].release(effect.context_id, self.alive, self.now, sender))
+        self.unanswered[effect.to].add(sender)
+        self.answer(effect.to)
+
+    def answer(self, peer: Peer) -> None:
+        ready = {p for p in self.unanswered[peer] if not self.tables[peer].owes_acknowledgement(self.context, p)}
+        self.unanswered[peer] -= ready
+        for asker in ready:
+            if asker in self.alive and self.chance.random() < 0.8:
+                self.tables[asker].cleanup_acknowledged(SendCleanup(peer, self.context))
+                self.answer(asker)
+
+    def tick(self) -> None:
+        self.now += LAST_RETRY
+        for peer in self.alive:
+            self.send(peer, self.tables[peer].timer_fired(self.now))
+
+
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 6))
 def test_all_workers_forget(seed: int, count: int) -> None:
-    """A context spreads at random; some workers are lost; messages are lost and doubled. In the end nobody has it."""
-    chance = random.Random(seed)
-    peers = [Peer(number, 1) for number in range(count)]
-    tables = {peer: ContextTable(peer, 0) for peer in peers}
-    number = tables[peers[0]].begin()
-    alive = list(peers)
-    for _ in range(chance.randint(0, 12)):
-        holders = [peer for peer in alive if tables[peer].is_active(number)]
-        sender, receiver = chance.choice(holders), chance.choice(alive)
-        tables[sender].passed_on(number, receiver)
-        if chance.random() < 0.9:  # else the call is lost
-            tables[receiver].join(number)
-    for victim in chance.sample(peers[1:], chance.randint(0, len(peers) - 1)):
-        alive.remove(victim)
-        for peer in alive:
-            for ended in tables[peer].peer_lost(victim, 0):
-                tables[peer].release(ended, alive, 0.0)
-    now = 0.0
-    flying = tables[peers[0]].release(number, alive, now)
-    senders = [peers[0]] * len(flying)
-    for _ in range(400):
-        if not flying:
-            now += LAST_RETRY
-            for peer in alive:
-                again = tables[peer].timer_fired(now)
-                flying += again
-                senders += [peer] * len(again)
-            if not flying:
+    """A context spreads; workers are lost before its end, and while it is told. In the end nobody has it."""
+    world = World(seed, count)
+    for _ in range(world.chance.randint(0, 12)):
+        world.spread()
+        if len(world.alive) > 2 and world.chance.random() < 0.1:
+            world.kill()
+    maker = world.tables[world.peers[0]]
+    world.send(world.peers[0], maker.release(world.context, world.alive, world.now))
+    for _ in range(2000):
+        if world.flying:
+            world.deliver()
+        else:
+            world.tick()
+            if not world.flying:
                 break
-        place = chance.randrange(len(flying))
-        effect, sender = flying.pop(place), senders.pop(place)
-        if effect.to not in alive or chance.random() < 0.3:
-            continue
-        for _ in range(chance.randint(1, 2)):
-            more = tables[effect.to].release(effect.context_id, alive, now)
-            flying += more
-            senders += [effect.to] * len(more)
-        if chance.random() < 0.8:
-            tables[sender].cleanup_acknowledged(effect)
-    assert not any(tables[peer].is_active(number) for peer in alive)
+        if len(world.alive) > 2 and world.chance.random() < 0.02:
+            world.kill()
+    else:
+        raise AssertionError("it is told for ever")
+    assert not any(world.tables[peer].is_active(world.context) for peer in world.alive)

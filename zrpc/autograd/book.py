@@ -20,7 +20,7 @@ from zrpc.autograd.engine import GRADIENTS, MARK, SETTLE, Engine
 from zrpc.autograd.passing import check_roots, run_pass
 from zrpc.autograd.tally import Tally
 from zrpc.clock import Clock, monotonic
-from zrpc.errors import AutogradMisuse, FrameError, WorkerLost, ZrpcError
+from zrpc.errors import AutogradMisuse, FrameError, ZrpcError
 from zrpc.protocol.calls import WorkerKey
 from zrpc.protocol.contexts import ContextTable, SendCleanup, first_id
 from zrpc.protocol.outbox import Peer
@@ -50,6 +50,7 @@ class ContextBook:
         self._me = Peer(identity.info.id, identity.incarnation)
         self._table = ContextTable(self._me, identity.life)
         self._contexts: dict[int, DistAutogradContext] = {}
+        self._unacknowledged: list[tuple[Asker, Envelope]] = []
         # The numbers of recorded messages, and of passes, are unique as context ids are.
         self._numbers = itertools.count(first_id(identity.info.id, identity.life))
         self._passes = itertools.count(1)
@@ -105,12 +106,18 @@ class ContextBook:
 
     # ------------------------------------------------------------------------------------ ends
 
-    def release(self, context_id: int) -> None:
+    def release(self, context_id: int, told_by: Peer | None = None) -> None:
         """End a context, here and on every worker that it has come to. Does nothing if it has ended."""
-        members = [Peer(member.id, member.incarnation) for member in self._agent.members()]
+        members = self._members()
         with self._lock:
             self._contexts.pop(context_id, None)
-            effects = self._table.release(context_id, members, self._clock())
+            effects = self._table.release(context_id, members, self._clock(), told_by)
+        self._send_cleanups(effects)
+
+    def _members(self) -> list[Peer]:
+        return [Peer(member.id, member.incarnation) for member in self._agent.members()]
+
+    def _send_cleanups(self, effects: Sequence[SendCleanup]) -> None:
         for effect in effects:
             self._send_cleanup(effect)
         if effects:
@@ -122,9 +129,10 @@ class ContextBook:
             return  # it is sent again, until the worker is found or is lost
 
         def answered(_value: Any, error: BaseException | None) -> None:
-            if error is None or isinstance(error, WorkerLost):
+            if error is None:
                 with self._lock:
                     self._table.cleanup_acknowledged(effect)
+                self._acknowledge()
 
         try:
             what = "the end of an autograd context"
@@ -136,15 +144,30 @@ class ContextBook:
         """A context has ended, says whoever passed it on to us."""
         if envelope.autograd is None:
             raise FrameError("the end of an autograd context without its id")
-        self.release(envelope.autograd[0])
-        self._agent.callee.answer_value(asker, envelope, None, Codec.SCRIPT, 0, None)
+        self.release(envelope.autograd[0], _sender_of(envelope))
+        with self._lock:
+            self._unacknowledged.append((asker, envelope))
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Answer the cleanups that nothing is left of: all that they have set off are answered."""
+        with self._lock:
+            owed = [self._table.owes_acknowledgement(_context_of(e), _sender_of(e)) for _, e in self._unacknowledged]
+            done = [pair for pair, is_owed in zip(self._unacknowledged, owed, strict=True) if not is_owed]
+            self._unacknowledged = [pair for pair, is_owed in zip(self._unacknowledged, owed, strict=True) if is_owed]
+        for asker, envelope in done:
+            self._agent.callee.answer_value(asker, envelope, None, Codec.SCRIPT, 0, None)
 
     def on_loss(self, member: Member, _why: str) -> None:
         """A member is gone, and with it the contexts that it made."""
+        members = self._members()
         with self._lock:
-            ended = self._table.peer_lost(Peer(member.id, member.incarnation), member.life)
+            lost = Peer(member.id, member.incarnation)
+            ended, effects = self._table.peer_lost(lost, member.life, members, self._clock())
+        self._send_cleanups(effects)
         for context_id in ended:
             self.release(context_id)
+        self._acknowledge()
 
     def next_deadline(self) -> float | None:
         with self._lock:
@@ -153,8 +176,7 @@ class ContextBook:
     def on_timer(self, now: float) -> None:
         with self._lock:
             effects = self._table.timer_fired(now)
-        for effect in effects:
-            self._send_cleanup(effect)
+        self._send_cleanups(effects)
 
     # ------------------------------------------------------------------------------------ backward
 
@@ -222,6 +244,14 @@ class ContextBook:
             self.engine.settle(context, pass_id, tally)
         else:
             raise FrameError(f"a message of a backward pass that is none ({what})")
+
+
+def _context_of(envelope: Envelope) -> int:
+    return 0 if envelope.autograd is None else envelope.autograd[0]
+
+
+def _sender_of(envelope: Envelope) -> Peer:
+    return Peer(envelope.sender, envelope.sender_incarnation)
 
 
 def _is_gradients(value: Any) -> bool:

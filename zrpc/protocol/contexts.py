@@ -9,8 +9,9 @@ its receiver is lost.
     active  --release | cleanup | its maker is lost--> ended
     ended   --join---> ended           a call that comes late does not bring it back
 
-One rule: no worker keeps a context whose end it could have known. If somebody that it was passed on to is lost, nobody
-can say whom that one passed it on to: then all members are told.
+One rule: no worker keeps a context whose end it could have known. The first cleanup that a worker gets is acknowledged when
+all that it has set off are, others at once (as Dijkstra and Scholten have it). If somebody that the context was passed on to is lost before, nobody can say whom that one passed it on to, or told:
+then all members are told.
 
 An id has the worker that made it in its upper bits, and that worker's life, so that the loss of a life ends its contexts:
 
@@ -70,6 +71,7 @@ class ContextTable:
         self._orphans: set[int] = set()
         self._ended: OrderedDict[int, None] = OrderedDict()
         self._sending: dict[SendCleanup, _Message] = {}
+        self._engagers: dict[int, Peer] = {}
 
     def __repr__(self) -> str:
         return f"<ContextTable active={len(self._active)} sending={len(self._sending)}>"
@@ -118,37 +120,60 @@ class ContextTable:
 
     # ------------------------------------------------------------------------------------ ends
 
-    def release(self, context_id: int, members: Iterable[Peer], now: float) -> list[SendCleanup]:
-        """The context has ended: here, or the word of it has come. `members`: everybody who is up."""
+    def release(
+        self, context_id: int, members: Iterable[Peer], now: float, told_by: Peer | None = None
+    ) -> list[SendCleanup]:
+        """The context has ended: here, or `told_by` says so. `members`: everybody who is up."""
         known = self._active.pop(context_id, None)
         self._ended[context_id] = None
         while len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
         if known is None:
             return []
-        targets: Iterable[Peer] = known
-        if context_id in self._orphans:
+        if told_by is not None:
+            self._engagers[context_id] = told_by
+        if context_id in self._orphans or not known <= set(members):
             self._orphans.discard(context_id)
-            targets = [member for member in members if member != self._me]
-        effects = [SendCleanup(to, context_id) for to in sorted(targets)]
+            known = {member for member in members if member != self._me}
+        return self._tell(context_id, known, now)
+
+    def _tell(self, context_id: int, peers: Iterable[Peer], now: float) -> list[SendCleanup]:
+        effects = [SendCleanup(to, context_id) for to in sorted(peers)]
+        effects = [effect for effect in effects if effect not in self._sending]
         for effect in effects:
             self._sending[effect] = _Message(now)
         return effects
+
+    def owes_acknowledgement(self, context_id: int, to: Peer) -> bool:
+        """Whether the cleanup that came from this peer is not to be acknowledged yet."""
+        if self._engagers.get(context_id) != to:
+            return False
+        if any(effect.context_id == context_id for effect in self._sending):
+            return True
+        del self._engagers[context_id]
+        return False
 
     def cleanup_acknowledged(self, effect: SendCleanup) -> None:
         """The worker has answered."""
         self._sending.pop(effect, None)
 
-    def peer_lost(self, peer: Peer, life: int) -> list[int]:
-        """A life of a worker is over. Returns the contexts that it made, which must be released."""
+    def peer_lost(self, peer: Peer, life: int, members: Iterable[Peer], now: float) -> tuple[list[int], list[SendCleanup]]:
+        """A life of a worker is over.
+
+        Returns the contexts that it made, which must be released, and what is to be sent: it may not have passed on the
+        ends that it was told.
+        """
+        others = [member for member in members if member not in (self._me, peer)]
+        effects = []
         for effect in [effect for effect in self._sending if effect.to == peer]:
             del self._sending[effect]
+            effects += self._tell(effect.context_id, others, now)
         for context_id, known in self._active.items():
             if peer in known:
                 known.discard(peer)
                 self._orphans.add(context_id)
         maker = (peer.worker_id, life & 0xFFFF)
-        return [context_id for context_id in self._active if maker_of(context_id) == maker]
+        return [context_id for context_id in self._active if maker_of(context_id) == maker], effects
 
     # ------------------------------------------------------------------------------------ time
 
