@@ -11,7 +11,7 @@ import torch
 
 import zrpc
 from zrpc import functions
-from zrpc.errors import CallTimeout, RRefMisuse
+from zrpc.errors import AutogradMisuse, CallTimeout, RRefMisuse
 from zrpc.rref import RRef, check_type_hint
 from zrpc.runtime.context import current_agent
 from zrpc.testing import LocalCluster
@@ -254,7 +254,7 @@ def test_backward_on_the_owner(cluster: LocalCluster) -> None:
         cluster["a"].rref(torch.rand(3, requires_grad=True)).backward()
     with pytest.raises(RRefMisuse, match=r"RRef should contain a tensor for \.backward\(\)"):
         cluster["a"].rref("text").backward()
-    with pytest.raises(RRefMisuse, match="Could not find autograd context with id: 100"):
+    with pytest.raises(AutogradMisuse, match="Could not find autograd context with id: 100"):
         cluster["a"].rref(weights.sum()).backward(100)
 
 

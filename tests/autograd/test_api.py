@@ -319,14 +319,14 @@ def test_contexts_do_not_nest(cluster: LocalCluster) -> None:
 def test_backward_of_a_tensor_that_came(cluster: LocalCluster) -> None:
     with autograd.context():
         y = cluster["a"].rpc_sync("b", weighted, (torch.ones(3),))
-        with pytest.raises(RuntimeError, match="zrpc.autograd.backward"):
+        with pytest.raises(RuntimeError, match=r"zrpc\.autograd\.backward"):
             y.sum().backward()
 
 
 def test_an_error_here_is_raised_as_it_is(cluster: LocalCluster) -> None:
     with autograd.context() as context_id:
         y = cluster["a"].rpc_sync("b", weighted, (torch.ones(3),))
-        with pytest.raises(ValueError, match="^no gradient today$"):
+        with pytest.raises(ValueError, match=r"^no gradient today$"):
             autograd.backward(context_id, [failing(y).sum()])
 
 

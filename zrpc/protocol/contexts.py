@@ -9,9 +9,9 @@ its receiver is lost.
     active  --release | cleanup | its maker is lost--> ended
     ended   --join---> ended           a call that comes late does not bring it back
 
-One rule: no worker keeps a context whose end it could have known. The first cleanup that a worker gets is acknowledged when
-all that it has set off are, others at once (as Dijkstra and Scholten have it). If somebody that the context was passed on to is lost before, nobody can say whom that one passed it on to, or told:
-then all members are told.
+One rule: no worker keeps a context whose end it could have known. The first cleanup that a worker gets is acknowledged
+when all that it has set off are, others at once (as Dijkstra and Scholten have it). If somebody that the context was passed
+on to is lost before, nobody can say whom that one passed it on to, or told: then all members are told.
 
 An id has the worker that made it in its upper bits, and that worker's life, so that the loss of a life ends its contexts:
 
@@ -157,7 +157,9 @@ class ContextTable:
         """The worker has answered."""
         self._sending.pop(effect, None)
 
-    def peer_lost(self, peer: Peer, life: int, members: Iterable[Peer], now: float) -> tuple[list[int], list[SendCleanup]]:
+    def peer_lost(
+        self, peer: Peer, life: int, members: Iterable[Peer], now: float
+    ) -> tuple[list[int], list[SendCleanup]]:
         """A life of a worker is over.
 
         Returns the contexts that it made, which must be released, and what is to be sent: it may not have passed on the

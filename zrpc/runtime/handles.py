@@ -15,6 +15,7 @@ from zrpc.protocol.rrefs import Peer as Life
 
 if TYPE_CHECKING:
     from zrpc.runtime.caller import Caller
+    from zrpc.runtime.recording import Contexts
     from zrpc.runtime.references import References
 
 Handle = tuple[RRefId, ForkId | None, Life]
@@ -31,6 +32,10 @@ class Calls(Protocol):
     @property
     def references(self) -> References:
         """The agent's table of references."""
+
+    @property
+    def contexts(self) -> Contexts | None:
+        """The agent's distributed autograd contexts."""
 
     def remote(self, to: Any, func: Any, args: Any, kwargs: Any, timeout: float) -> Handle:
         """Have a worker make a value; returns what the handle of a reference to it is made of."""
@@ -60,6 +65,11 @@ class Reference:
     def is_owner(self) -> bool:
         """Whether the value lives on this worker."""
         return self.fork_id is None
+
+    @property
+    def contexts(self) -> Contexts | None:
+        """The distributed autograd contexts of this worker."""
+        return self._book.calls.contexts
 
     @property
     def owner_id(self) -> int:

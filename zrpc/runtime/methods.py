@@ -14,7 +14,6 @@ import torch
 
 from zrpc.errors import RRefMisuse
 from zrpc.runtime.callables import ASYNC_ATTRIBUTE
-from zrpc.runtime.context import current_agent
 from zrpc.runtime.handles import Reference
 from zrpc.serialization.script import is_script
 
@@ -48,11 +47,12 @@ def backward(reference: Reference, context_id: int, retain_graph: bool) -> None:
     root = reference.local_value()
     if not isinstance(root, torch.Tensor):
         raise RRefMisuse("RRef should contain a tensor for .backward()")
-    contexts = current_agent("backward").values.contexts
-    if context_id == NO_CONTEXT or contexts is None:
+    if context_id == NO_CONTEXT:
         torch.autograd.backward((root,), retain_graph=retain_graph)
-    else:
-        contexts.backward(context_id, [root], retain_graph)
+        return
+    contexts = reference.contexts
+    assert contexts is not None
+    contexts.backward(context_id, [root], retain_graph)
 
 
 def not_a_future(value: Any, function: str | None) -> str:

@@ -16,6 +16,7 @@ from zrpc.runtime.caller import Caller
 from zrpc.runtime.futures import complete
 from zrpc.runtime.handles import Handle, Reference
 from zrpc.runtime.profiling import Completion
+from zrpc.runtime.recording import Contexts
 from zrpc.runtime.references import References
 from zrpc.wire.envelope import Codec, Extra, Kind
 
@@ -41,6 +42,11 @@ class Remotes:
     def references(self) -> References:
         """The agent's table of references."""
         return self._agent.references
+
+    @property
+    def contexts(self) -> Contexts | None:
+        """The agent's distributed autograd contexts."""
+        return self._agent.values.contexts
 
     def remote(self, to: str | int | WorkerInfo, func: Any, args: Any, kwargs: Any, timeout: float) -> Handle:
         """Have a worker make a value; returns the handle of a reference to it."""
