@@ -25,7 +25,7 @@ LAYERS = (
     ("zrpc.backend_options",),
     ("zrpc.config", "zrpc.protocol"),
     ("zrpc.telemetry",),
-    ("zrpc.serialization", "zrpc.transport"),
+    ("zrpc.serialization", "zrpc.transport", "zrpc.channel"),
     ("zrpc.runtime",),
     ("zrpc.rref_proxy", "zrpc.profiler"),
     ("zrpc.broker", "zrpc.rref", "zrpc.functions", "zrpc.autograd"),
@@ -61,6 +61,7 @@ BARRED = {
     "zrpc.wire": ("torch", "numpy", *INPUT_AND_OUTPUT, *CHANCE, "zrpc.clock"),
     "zrpc.protocol": ("torch", "numpy", *INPUT_AND_OUTPUT, *CHANCE, *CLOCKS, "queue", "os", "logging"),
     "zrpc.transport": ("torch",),
+    "zrpc.channel": ("torch",),
     "zrpc.serialization": INPUT_AND_OUTPUT[:6],
     "zrpc.options": ("torch",),
 }

@@ -291,6 +291,7 @@ def join(
             client,
             lambda references: rref_hooks(references, options.accept_code),
             is_static=hello.world_size > 0,
+            has_lanes=options.lanes and isinstance(transport, ZmqTransport) and os.environ.get("ZRPC_LANES") != "off",
         )
         autograd.attach(agent)
     except BaseException:

@@ -50,6 +50,10 @@ class AgentOptions:
     """A larger message is refused, on either side."""
     security: bool = True
     """CURVE encryption and authentication. Off lets anybody who reaches the port run code here."""
+    lanes: bool = True
+    """Local connections beside the encrypted ones, for workers of this user on this host; `ZRPC_LANES=off` has none."""
+    shared_memory_bytes: int = 1 << 30
+    """Shared memory for large tensors to workers of this host, at most; what finds no room goes through sockets."""
     heartbeat_interval: float = 0.5
     """How often the agent reports to the broker."""
 
@@ -66,6 +70,8 @@ class AgentOptions:
             problems.append(f"codecs: expected some of {', '.join(CODECS)}, not {unknown!r}")
         if not isinstance(self.max_message_bytes, int) or self.max_message_bytes < 1024:
             problems.append(f"max_message_bytes: expected at least 1024, not {self.max_message_bytes!r}")
+        if not isinstance(self.shared_memory_bytes, int) or self.shared_memory_bytes < 0:
+            problems.append(f"shared_memory_bytes: expected a number, 0 or more, not {self.shared_memory_bytes!r}")
         if not self.heartbeat_interval > 0:
             problems.append(f"heartbeat_interval: expected seconds above 0, not {self.heartbeat_interval!r}")
         if problems:

@@ -150,6 +150,8 @@ class Options(Model):
     accept_code: Flag | None = None
     code_cache_bytes: Annotated[int, Field(strict=True, ge=0), Expect("a number of bytes, 0 or more")] | None = None
     max_message_bytes: Bytes | None = None
+    lanes: Flag | None = None
+    shared_memory_bytes: Annotated[int, Field(strict=True, ge=0), Expect("a number of bytes, 0 or more")] | None = None
     heartbeat_interval: SomeSeconds | None = None
 
     def given(self) -> dict[str, Any]:

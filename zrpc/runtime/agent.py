@@ -41,6 +41,7 @@ from zrpc.protocol.effects import (
     Released,
     StopRequested,
 )
+from zrpc.runtime.askers import LocalAsker, RouteAsker
 from zrpc.runtime.callee import Asker, Callee
 from zrpc.runtime.caller import Caller
 from zrpc.runtime.context import running
@@ -51,8 +52,9 @@ from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.gathering import Gatherings
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.inspection import Inspection, read_map, write_map
-from zrpc.runtime.peers import Address, LoopbackPeer, PeerBook
-from zrpc.runtime.profiling import is_asked
+from zrpc.runtime.lanes import ASK_TIMEOUT, Lanes
+from zrpc.runtime.peers import Address, LoopbackPeer, Peer, PeerBook
+from zrpc.runtime.profiling import Completion, is_asked
 from zrpc.runtime.receiver import Receiver, Source
 from zrpc.runtime.references import References
 from zrpc.runtime.remotes import Handle, Remotes
@@ -82,33 +84,6 @@ _CONTROL = (
 )
 
 
-class _RouteAsker:
-    """The way back along a route of the listener."""
-
-    __slots__ = ("_agent", "_route")
-
-    def __init__(self, agent: Agent, route: bytes) -> None:
-        self._agent = agent
-        self._route = route
-
-    def answer(self, frames: Frames) -> None:
-        agent = self._agent
-        if agent.listener.send(self._route, frames) and agent.listener_source is not None:
-            agent.receiver.nudge(agent.listener_source)
-
-
-class _LocalAsker:
-    """The way back to this worker itself."""
-
-    __slots__ = ("_agent",)
-
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-
-    def answer(self, frames: Frames) -> None:
-        self._agent.on_reply_frames(frames)
-
-
 class Agent:
     """One worker of a cluster. Made by `zrpc.api`, which knows how to join."""
 
@@ -122,6 +97,7 @@ class Agent:
         make_hooks: Callable[[References], Hooks],
         *,
         is_static: bool = False,
+        has_lanes: bool = False,
         clock: Clock = monotonic,
     ) -> None:
         self.identity = identity
@@ -165,6 +141,11 @@ class Agent:
         self.peers = PeerBook(transport, self.directory, self.receiver, self.on_reply_frames, limits)
         me = Address(identity.info, identity.incarnation, identity.address)
         self.peers.add_self(LoopbackPeer(self.peers, me, self._deliver_to_self))
+        self.lanes = Lanes(
+            self.receiver, limits, self._on_message, self._ask_for_lane, has_lanes, options.shared_memory_bytes
+        )
+        if self.lanes.mark is not None:
+            self.peers.seek_lane = self.lanes.seek
         ids = LocalIds(identity.info.id, identity.life)
         self.remotes = Remotes(self, clock)
         self.references = References(identity, ids, self.peers, self.receiver, self.remotes, clock)
@@ -255,6 +236,7 @@ class Agent:
         self.references.close()
         self.caller.close(why)
         self.peers.close()
+        self.lanes.close()
         if not (self.executor.stop(5.0) and self.loop.stop(5.0)):
             logger.warning("worker %s ends while user functions still run", self.info.name)
         self.client.close()
@@ -270,10 +252,13 @@ class Agent:
     # ------------------------------------------------------------------------------------ messages
 
     def _on_request(self, received: Received) -> None:
-        """A message at the listener: a call, or a message of the reference protocol."""
-        asker = _RouteAsker(self, received.route)
+        """A message at the listener."""
+        self._on_message(RouteAsker(self, received.route), received.frames)
+
+    def _on_message(self, asker: Asker, frames: Any) -> None:
+        """A message that somebody sent here: a call, or a message of the reference protocol."""
         try:
-            envelope = unpack(received.frames, self._limits)
+            envelope = unpack(frames, self._limits)
         except ZrpcError as error:
             self._refuse("other protocol version" if isinstance(error, VersionMismatch) else "malformed", error)
             return
@@ -350,7 +335,14 @@ class Agent:
             except Unavailable:
                 pass  # whoever asked has gone
 
-        self.inspection.answer(read_map(envelope), reply)
+        question = read_map(envelope)
+        if question.get("what") == "lane":
+            reply(self.lanes.offer(question, (envelope.sender, envelope.sender_incarnation)))
+        else:
+            self.inspection.answer(question, reply)
+
+    def _ask_for_lane(self, peer: Peer, question: Mapping[str, Any], done: Completion) -> None:
+        self.caller.inspect(peer, question, ASK_TIMEOUT, done, inherits=False)
 
     def on_reply_frames(self, frames: Any) -> None:
         """A message on a link of ours: a reply."""
@@ -366,7 +358,7 @@ class Agent:
 
     def _deliver_to_self(self, frames: Frames) -> None:
         envelope = unpack(frames, self._limits)
-        self._route(_LocalAsker(self), envelope, True)
+        self._route(LocalAsker(self), envelope, True)
 
     def _refuse(self, why: str, error: BaseException | None) -> None:
         """Count a message that is not answered, and say so: the first time, then each time the count doubles."""
@@ -420,6 +412,7 @@ class Agent:
         self.references.lose(key, member.life, news.why)
         for told in self.at_loss:
             told(member, news.why)
+        self.lanes.forget(key)
 
     def request_stop(self, why: str) -> None:
         """Make `zrpc.serve` return."""

@@ -27,7 +27,6 @@ from zrpc.errors import Cancelled, FrameError, Unavailable, UnknownFunction
 from zrpc.ids import GloballyUniqueId
 from zrpc.protocol.served import Served
 from zrpc.runtime.callables import ASYNC_ATTRIBUTE
-from zrpc.runtime.caller import size_of
 from zrpc.runtime.context import running
 from zrpc.runtime.eventloop import EventLoop
 from zrpc.runtime.executor import Executor
@@ -43,7 +42,7 @@ from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
 from zrpc.serialization.script import ScriptError
 from zrpc.telemetry.metrics import CallMeter
-from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack
+from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, size_of
 from zrpc.wire.limits import Limits
 
 logger = logging.getLogger(__name__)

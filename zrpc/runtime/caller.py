@@ -6,6 +6,7 @@ the loss of its worker.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import threading
@@ -32,7 +33,7 @@ from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.inspection import read_map, write_map
 from zrpc.runtime.peers import Peer, PeerBook
-from zrpc.runtime.pending import PendingCall, check_timeout
+from zrpc.runtime.pending import MANY, PendingCall, RRefNumbers, check_timeout
 from zrpc.runtime.profiling import Completion, ProfiledCall, is_profiling, profile_key
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.recording import current_recorder
@@ -40,10 +41,8 @@ from zrpc.runtime.scopes import Scope, current_scope
 from zrpc.runtime.threadstate import capture
 from zrpc.runtime.values import Values, forks_of
 from zrpc.telemetry.metrics import CallMeter
-from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack
-
-RRefNumbers = tuple[int, ...]
-"""The eight ids of the header's rref field."""
+from zrpc.transport.base import RouteGone
+from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack, size_of
 
 
 class Caller:
@@ -189,20 +188,11 @@ class Caller:
         envelope = self._write(kind, message_id, peer, target, args, kwargs, deadline, rref, extra)
         scope = current_scope()
         if scope is not None and kind == Kind.CALL:
-            done = self._enrolled(message_id, done, scope)
+            done = scope.left_by(message_id, done)
         self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled))
         if scope is not None and kind == Kind.CALL:
             self._enroll(message_id, scope)
         return message_id
-
-    def _enrolled(self, message_id: int, done: Completion, scope: Scope) -> Completion:
-        """`done`, and the call leaves the scope of the function that made it."""
-
-        def leave_too(value: Any, error: BaseException | None) -> None:
-            scope.leave(message_id)
-            done(value, error)
-
-        return leave_too
 
     def _enroll(self, message_id: int, scope: Scope) -> None:
         """Have the call cancelled with the one that it is made in."""
@@ -273,9 +263,16 @@ class Caller:
         self._begin(PendingCall(message_id, peer, Target(what, Codec.NONE), envelope, deadline, timeout, done))
         return message_id
 
-    def inspect(self, peer: Peer, question: Mapping[str, Any], timeout: float, done: Completion) -> None:
-        """Ask a worker about itself; the value is the answer's map."""
-        timeout, deadline = self._deadline(timeout)
+    def inspect(
+        self, peer: Peer, question: Mapping[str, Any], timeout: float, done: Completion, *, inherits: bool = True
+    ) -> None:
+        """Ask a worker about itself; the value is the answer's map.
+
+        `inherits`: the question ends with the call that it is made in.
+        """
+        deadline: float | None = self._clock() + timeout
+        if inherits:
+            timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
         envelope = self._envelope(Kind.INSPECT, message_id, peer, deadline)
         write_map(envelope, question)
@@ -357,12 +354,18 @@ class Caller:
             if scope is not None:
                 scope.enroll(message_id, lane.ear.wake)
             try:
-                reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
+                while True:
+                    try:
+                        reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
+                        break
+                    except RouteGone:  # nothing was sent; a lane over ZeroMQ does not end
+                        lane = peer.replace_lane(lane)
                 while reply is not None and reply.kind == Kind.NEED_CODE:  # once, unless the network repeats it
                     frames = self._attach_code(envelope, target, peer)
                     reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
             except Cancelled:
-                lane.link.send(pack(self._envelope(Kind.CANCEL, message_id, peer, None)))
+                with contextlib.suppress(Unavailable):
+                    lane.link.send(pack(self._envelope(Kind.CANCEL, message_id, peer, None)))
                 peer.abandon_lane(lane)
                 raise
             except BaseException:
@@ -386,9 +389,10 @@ class Caller:
         with self._lock:
             if self._is_closed:
                 raise WorkerLost(peer.info.name, "this worker has shut down", "calling it")
+            is_one_of_many = len(self._table) >= MANY
             self._table.begin(call.message_id, peer.key, call, call.deadline)
         try:
-            peer.send(frames)
+            peer.send(frames, is_one_of_many)
         except BaseException:
             with self._lock:
                 self._table.finish(call.message_id)
@@ -512,8 +516,3 @@ class Caller:
             self._is_closed = True
             calls = self._table.drain()
         self._fail(calls, why)
-
-
-def size_of(frames: Sequence[Buffer]) -> int:
-    """Bytes in some frames."""
-    return sum(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)

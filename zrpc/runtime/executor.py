@@ -21,8 +21,9 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Final
 
 from zrpc.clock import Clock, monotonic
 
@@ -185,29 +186,29 @@ class Executor:
         with self._lock:
             self._queue(job, key)
 
-    @contextlib.contextmanager
-    def blocking(self) -> Iterator[None]:
+    def blocking(self) -> contextlib.AbstractContextManager[None]:
         """Around a wait inside a user function: gives up the turn and the place among the running.
 
         Does nothing on threads that are not the pool's.
         """
-        if getattr(_local, "executor", None) is not self:
-            yield
-            return
+        return _Blocking(self) if getattr(_local, "executor", None) is self else _ELSEWHERE
+
+    def begin_blocking(self) -> int:
+        """The calling thread, one of the pool's, is about to wait. Returns what `end_blocking` is to be given."""
         with self._lock:
             if self._inside and self._is_held and _local.turn == self._turn:
                 self._take_turn()
-            counts = _local.runs_job  # a callback of the receiver's is not among the running
+            counts: int = _local.runs_job  # a callback of the receiver's is not among the running
             self._running -= counts
             self._blocked += 1
             if self._jobs:
                 self._rouse()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running += counts
-                self._blocked -= 1
+        return counts
+
+    def end_blocking(self, counts: int) -> None:
+        with self._lock:
+            self._running += counts
+            self._blocked -= 1
 
     # ------------------------------------------------------------------------------------ inside
 
@@ -346,12 +347,25 @@ class Executor:
             self._parked = False
 
 
-@contextlib.contextmanager
-def blocking_here() -> Iterator[None]:
+class _Blocking(contextlib.AbstractContextManager[None]):
+    """Around a wait of one of a pool's threads."""
+
+    __slots__ = ("_counts", "_executor")
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def __enter__(self) -> None:
+        self._counts = self._executor.begin_blocking()
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.end_blocking(self._counts)
+
+
+_ELSEWHERE: Final = contextlib.nullcontext()
+
+
+def blocking_here() -> contextlib.AbstractContextManager[None]:
     """`Executor.blocking` of whichever pool the calling thread belongs to, if it belongs to one."""
     executor: Executor | None = getattr(_local, "executor", None)
-    if executor is None:
-        yield
-    else:
-        with executor.blocking():
-            yield
+    return _ELSEWHERE if executor is None else _Blocking(executor)

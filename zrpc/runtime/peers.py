@@ -5,33 +5,38 @@ life of the name is another peer.
 
 A synchronous call borrows a *lane*: a connection of its own, on which the calling thread itself sends and receives. Its
 reply then wakes that thread and nobody else; handing it over from the receiving thread would cost about 50 microseconds.
+
+A peer on this host is asked for an *offer* when there is first something for it (see `lanes`). With one, lanes are local
+connections, and what is asynchronous goes over a local one too; without, and when that one ends, ZeroMQ is the way.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from zrpc.clock import Clock, monotonic, time_left
-from zrpc.errors import UnknownWorker, WorkerLost, ZrpcError
+from zrpc.clock import monotonic
+from zrpc.errors import Unavailable, UnknownWorker, WorkerLost, ZrpcError
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import WorkerKey
+from zrpc.runtime.exchanges import Lane, LocalLane
 from zrpc.runtime.receiver import Receiver, Source
-from zrpc.runtime.scopes import Scope
-from zrpc.transport.base import Frames, Link, Transport
-from zrpc.transport.poller import Ear
-from zrpc.wire.envelope import Envelope, unpack
+from zrpc.transport.base import Frames, Link, RouteGone, Transport
+from zrpc.transport.local import LocalLink
+from zrpc.transport.samehost import connect_local
 from zrpc.wire.limits import Limits
 
 IDLE_LANES = 8
 """Unused lanes kept for each peer; more are closed when they come back."""
 
+ASK_AGAIN = 1.0
+"""Seconds after which a peer is asked again for lanes when those that it offered failed."""
+
 STRAY_LANES = 16
 """Lanes kept for each peer whose call ended before its reply came."""
-
-Handler = Callable[[Envelope], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,57 +61,6 @@ class Directory(Protocol):
         """Ask the broker about somebody that is not known here (yet)."""
 
 
-class Lane:
-    """A connection for one synchronous call at a time."""
-
-    def __init__(self, link: Link, limits: Limits) -> None:
-        self.link = link
-        try:
-            self.ear = Ear(link)
-        except OSError:  # no descriptor is left
-            link.close()
-            raise
-        self._limits = limits
-
-    def exchange(
-        self,
-        frames: Frames,
-        message_id: int,
-        deadline: float | None,
-        peer: Peer,
-        late: Handler,
-        clock: Clock = monotonic,
-        scope: Scope | None = None,
-    ) -> Envelope | None:
-        """Send, and wait for the reply to `message_id`; None when the deadline passed first.
-
-        Replies to earlier calls go to `late`. Raises `WorkerLost` when the peer is lost meanwhile, `Cancelled` when the
-        scope is cancelled that the call is made in.
-        """
-        link = self.link
-        link.send(frames)
-        while True:
-            received = link.receive()
-            if received is not None:
-                envelope = unpack(received, self._limits)
-                if envelope.message_id == message_id:
-                    return envelope
-                late(envelope)
-                continue
-            if peer.lost is not None:
-                raise WorkerLost(peer.info.name, peer.lost, "waiting for its reply")
-            if scope is not None:
-                scope.check()
-            left = time_left(deadline, clock())
-            if left == 0.0:
-                return None
-            self.ear.wait(left)
-
-    def close(self) -> None:
-        self.ear.close()
-        self.link.close()
-
-
 class Peer:
     """One life of another worker. Safe to use from any thread."""
 
@@ -123,6 +77,10 @@ class Peer:
         self._idle: list[Lane] = []
         self._busy: set[Lane] = set()
         self._strays: list[tuple[Lane, Source]] = []
+        self._ask_at: float | None = 0.0  # when to ask for lanes; None: asked already
+        self._offer: tuple[str, bytes] | None = None
+        self._local: LocalLink | None = None
+        self._local_source: Source | None = None
 
     def __repr__(self) -> str:
         state = "up" if self.lost is None else f"lost: {self.lost}"
@@ -130,15 +88,91 @@ class Peer:
 
     is_self = False
 
-    def send(self, frames: Frames) -> None:
-        """Send on the asynchronous link. Raises `WorkerLost` when the peer is lost."""
+    def send(self, frames: Frames, is_one_of_many: bool = False) -> None:
+        """Send on the asynchronous link. Raises `WorkerLost` when the peer is lost.
+
+        `is_one_of_many`: others are under way, and their replies or further calls will come soon; then small messages
+        are sent together.
+        """
+        local = self._local
+        if local is not None:
+            try:
+                if not is_one_of_many or len(frames) > 1:
+                    local.send(frames)
+                elif local.keep(frames) and self._local_source is not None:
+                    self._book.receiver.nudge(self._local_source)  # the receiver flushes it
+                return
+            except RouteGone:
+                pass
         link = self._link
         if link is None:
             link = self._connect()
+        if self._ask_at is not None:
+            self._ask_for_lane()
         if self.lost is not None:
             raise WorkerLost(self.info.name, self.lost, "sending to it")
         if link.send(frames) and self._source is not None:
             self._book.receiver.nudge(self._source)
+
+    # ------------------------------------------------------------------------------------ lanes
+
+    def _ask_for_lane(self) -> None:
+        """Ask the peer for an offer, if it is time to."""
+        seek = self._book.seek_lane
+        if self._ask_at is None or seek is None or monotonic() < self._ask_at:
+            return
+        self._ask_at = None
+        with suppress(Unavailable):  # then nothing else will go either, and says so
+            seek(self)
+
+    def miss_offer(self) -> None:
+        """There was an offer, but nothing could be made of it, or not for long: ask again later."""
+        self._offer = None
+        self._ask_at = monotonic() + ASK_AGAIN
+
+    def take_offer(self, address: str, secret: bytes, link: LocalLink) -> None:
+        """The peer offers lanes; `link` is the first one, for what is asynchronous."""
+        source = self._book.receiver.add(link, self._book.on_frames)
+        link.on_end = lambda: self._end_local(link, source)
+        link.on_backlog = lambda waits: self._book.receiver.watch_writing(source, waits)
+        idle: list[Lane] = []
+        surplus: tuple[LocalLink | None, Source | None] = link, source
+        with self._lock:
+            if self.lost is None:
+                surplus = self._local, self._local_source
+                self._offer = address, secret
+                self._local, self._local_source = link, source
+                idle, self._idle = self._idle, idle
+        self._close_local(*surplus)
+        for lane in idle:
+            lane.close()
+
+    def _close_local(self, link: LocalLink | None, source: Source | None) -> None:
+        if source is not None:
+            self._book.receiver.remove(source)
+        if link is not None:
+            link.close()
+
+    def _end_local(self, link: LocalLink, source: Source) -> None:
+        """A local connection has ended: the peer is going, or gone. What it still says comes over ZeroMQ."""
+        with self._lock:
+            if self._local is link:
+                self._local = self._local_source = None
+                self.miss_offer()
+        self._close_local(link, source)
+
+    def _new_lane(self) -> Lane:
+        offer = self._offer
+        if offer is not None:
+            try:
+                link = connect_local(*offer, self._book.limits)
+            except Unavailable:
+                self.miss_offer()
+            else:
+                local = self._local
+                link.carrier = None if local is None else local.carrier
+                return LocalLane(link, self._book.limits)
+        return Lane(self._book.transport.connect(self.address, "member"), self._book.limits)
 
     def _connect(self) -> Link:
         with self._lock:
@@ -152,19 +186,30 @@ class Peer:
 
     def borrow_lane(self) -> Lane:
         """A lane for one synchronous call; give it back with `return_lane` or `abandon_lane`."""
+        if self._ask_at is not None:
+            self._ask_for_lane()
         with self._lock:
             if self.lost is not None:
                 raise WorkerLost(self.info.name, self.lost, "calling it")
             lane = self._idle.pop() if self._idle else None
             if lane is None:
-                lane = Lane(self._book.transport.connect(self.address, "member"), self._book.limits)
+                lane = self._new_lane()
             self._busy.add(lane)
             return lane
+
+    def replace_lane(self, lane: Lane) -> Lane:
+        """A lane in the place of one that has ended before anything was sent on it."""
+        with self._lock:
+            self._busy.discard(lane)
+            self.miss_offer()
+        lane.close()
+        return self.borrow_lane()
 
     def return_lane(self, lane: Lane) -> None:
         with self._lock:
             self._busy.discard(lane)
-            if self.lost is None and len(self._idle) < IDLE_LANES:
+            is_wanted = self._offer is None or type(lane) is LocalLane
+            if is_wanted and self.lost is None and len(self._idle) < IDLE_LANES:
                 self._idle.append(lane)
                 return
         lane.close()
@@ -205,6 +250,8 @@ class Peer:
                 return
             self.lost = why
             link, source, self._link = self._link, self._source, None
+            local, self._local, self._offer = self._local, None, None
+            local_source = self._local_source
             idle, self._idle = self._idle, []
             strays, self._strays = self._strays, []
             for lane in self._busy:
@@ -216,6 +263,7 @@ class Peer:
             stray.close()
         for lane in idle:
             lane.close()
+        self._close_local(local, local_source)
         if link is not None:
             link.close()
 
@@ -229,7 +277,7 @@ class LoopbackPeer(Peer):
         super().__init__(book, where)
         self._deliver = deliver
 
-    def send(self, frames: Frames) -> None:
+    def send(self, frames: Frames, is_one_of_many: bool = False) -> None:
         if self.lost is not None:
             raise WorkerLost(self.info.name, self.lost, "sending to it")
         self._deliver(frames)
@@ -250,6 +298,8 @@ class PeerBook:
         self.receiver = receiver
         self.on_frames = on_frames
         self.limits = limits
+        self.seek_lane: Callable[[Peer], None] | None = None
+        """Asks a peer for an offer of lanes; None when lanes are off."""
         self._directory = directory
         self._lock = threading.Lock()
         self._peers: dict[WorkerKey, Peer] = {}

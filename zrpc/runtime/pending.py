@@ -11,6 +11,10 @@ from zrpc.runtime.peers import Peer
 from zrpc.runtime.profiling import Completion, ProfiledCall
 from zrpc.wire.envelope import Envelope
 
+RRefNumbers = tuple[int, ...]
+"""The eight ids of the header's rref field."""
+MANY = 4
+"""Calls under way from which on further ones are sent together: a lone call, or a few, leave at once."""
 MAX_TIMEOUT = 1e9
 """Seconds, 31 years: more than that does not fit all clocks and fields that a deadline passes through."""
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from zrpc.clock import Clock, earliest, monotonic
+from zrpc.clock import Clock, monotonic
 from zrpc.runtime.executor import Executor
 from zrpc.transport.poller import Poller
 
@@ -78,6 +78,10 @@ class Receiver:
         source.is_open = False
         self._poller.remove(source)
 
+    def watch_writing(self, source: Source, wanted: bool) -> None:
+        """Whether the source is also drained when its end takes output: its `receive` sends what waits."""
+        self._poller.watch_writing(source, wanted)
+
     def add_timer(self, timer: Timer) -> None:
         self._timers.append(timer)
         self._poller.wake()
@@ -105,10 +109,11 @@ class Receiver:
         assert executor is not None
         undrained = self._undrained
         while executor.holds(turn):
-            timeout = self._time_to_wait() if not undrained else 0.0
-            for source in self._poller.wait(timeout):
+            timeout = self._time_to_wait()
+            for source in self._poller.wait(0.0 if undrained else timeout):
                 undrained.append(source)  # type: ignore[arg-type]
-            if not self._fire(executor, turn):
+            due = self._wait_until
+            if due is not None and due <= self._clock() and not self._fire(executor, turn):
                 return
             for _ in range(len(undrained)):
                 if not self._drain(executor, turn, undrained):
@@ -138,17 +143,17 @@ class Receiver:
         return True
 
     def _time_to_wait(self) -> float | None:
-        self._wait_until = 0.0
-        deadline = self._first_deadline()
-        self._wait_until = deadline
-        # A deadline that came in between was compared with 0 and woke nobody: look again, now that it is published.
-        again = self._first_deadline()
-        if again != deadline:
-            self._wait_until = deadline = again
+        self._wait_until = None  # whoever has a new deadline from here on wakes the poller
+        self._wait_until = deadline = self._first_deadline()
         return None if deadline is None else max(0.0, deadline - self._clock())
 
     def _first_deadline(self) -> float | None:
-        return earliest(*[self._deadline_of(timer) for timer in self._timers])
+        first: float | None = None
+        for timer in self._timers:
+            deadline = self._deadline_of(timer) if self._failed else timer.next_deadline()
+            if deadline is not None and (first is None or deadline < first):
+                first = deadline
+        return first
 
     def _deadline_of(self, timer: Timer) -> float | None:
         deadline = timer.next_deadline()

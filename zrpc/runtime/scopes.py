@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from zrpc.errors import Cancelled
 from zrpc.runtime.context import running
@@ -42,6 +42,15 @@ class Scope:
         """What was enrolled has ended by itself."""
         if self._nested is not None:
             self._nested.pop(number, None)
+
+    def left_by(self, number: int, done: Callable[[Any, BaseException | None], None]) -> Callable[..., None]:
+        """`done`, and before it `leave`."""
+
+        def leave_too(value: Any, error: BaseException | None) -> None:
+            self.leave(number)
+            done(value, error)
+
+        return leave_too
 
     def cancel(self) -> None:
         """The function is not wanted any more: end what it waits for, and let its next check raise."""

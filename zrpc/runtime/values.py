@@ -18,6 +18,7 @@ from zrpc.runtime.callables import Target
 from zrpc.runtime.context import running
 from zrpc.runtime.handles import Reference
 from zrpc.runtime.recording import Contexts, Recorder, current_recorder, without_parameters
+from zrpc.serialization import plain
 from zrpc.serialization.failures import decode_failure
 from zrpc.serialization.pickler import Encoded, Hooks, dumps_python, dumps_script, loads_python, loads_script
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind
@@ -79,7 +80,14 @@ class Values:
         if target.is_async:
             envelope.extra = {**(envelope.extra or {}), Extra.ASYNC: True}
         recorder = current_recorder()
-        self.write(envelope, target.codec, value, to, expires, _ROOTS[target.codec], recorder)
+        simple = None
+        if target.codec is Codec.PYTHON and not kwargs:
+            simple = plain.dumps_call(target.func, value[1])
+        if simple is not None:
+            envelope.codec = target.codec
+            envelope.body, envelope.buffers = simple
+        else:
+            self.write(envelope, target.codec, value, to, expires, _ROOTS[target.codec], recorder)
         if recorder is not None and envelope.autograd is None and target.codec is not Codec.BUILTIN:
             # What the function returns may require grad where no argument does: its own parameters, for example.
             envelope.autograd = recorder.context_id, recorder.record_sent((), to)
@@ -132,6 +140,11 @@ class Values:
 
         Raises `EncodeError`, which calls the value (or the parts of a tuple) `root`; no fork is left then.
         """
+        simple = plain.dumps(value)
+        if simple is not None:  # without references, and without what would be recorded
+            envelope.codec = codec
+            envelope.body, envelope.buffers = simple
+            return
         saved = running.destination, running.forks, running.expires
         forks: list[int] = []
         recorded: list[torch.Tensor] | None = None if recorder is None else []
@@ -159,6 +172,8 @@ class Values:
 
     def read(self, envelope: Envelope, recorder: Recorder | None = None) -> Any:
         """The value in an envelope; its recorded tensors become part of a context's graph if there is one."""
+        if plain.is_plain(envelope.body):
+            return self._read_plain(envelope)
         saved = running.origin
         origin = running.origin = (envelope.sender, envelope.sender_incarnation)
         received: list[torch.Tensor] | None = None if recorder is None else []
@@ -173,6 +188,15 @@ class Values:
             raise
         finally:
             running.origin = saved
+
+    def _read_plain(self, envelope: Envelope) -> Any:
+        """The same of a value without references, and without what would be recorded."""
+        load = loads_python if envelope.codec == Codec.PYTHON else loads_script
+        try:
+            return load(envelope.body, envelope.buffers, self._hooks)
+        except BaseException:
+            self.drop(envelope)
+            raise
 
     # ------------------------------------------------------------------------------------ forks
 

@@ -41,10 +41,15 @@ def _size_of(buffer: Buffer) -> int:
 
 
 def own_bytes(buffer: Buffer) -> Any:
-    """The bytes of a buffer in fresh writable memory, as a numpy array of bytes."""
+    """The bytes of a buffer in writable memory that is used by nothing else, as a numpy array of bytes.
+
+    A view of memory that says `is_given` is such memory already; all else is copied.
+    """
     size = _size_of(buffer)
     if size <= SMALL_BYTES:
         return np.frombuffer(bytearray(buffer), np.uint8) if size else np.empty(0, np.uint8)
+    if type(buffer) is memoryview and getattr(buffer.obj, "is_given", False):
+        return np.frombuffer(buffer, np.uint8)
     array = torch.empty(size, dtype=torch.uint8).numpy()
     np.copyto(array, np.frombuffer(buffer, np.uint8))
     return array

@@ -22,6 +22,7 @@ from zmq.utils.monitor import recv_monitor_message
 from zrpc.errors import ConfigError, Unavailable
 from zrpc.transport.base import Frames, Received, RouteGone, TransportStatistics
 from zrpc.transport.curve import Keyring, require_curve
+from zrpc.wire.envelope import CHUNK_BYTES, cut
 from zrpc.wire.limits import DEFAULT_LIMITS, Limits
 
 HEARTBEATS_MS = {"broker": (500, 1500), "member": (2000, 10_000)}
@@ -111,6 +112,10 @@ class _Socket:
             length = frame.nbytes if isinstance(frame, memoryview) else len(frame)
             size += length
             # A ROUTER decides at the first frame: once that is taken, the rest cannot fail (high-water marks are off).
+            if length > CHUNK_BYTES:
+                *parts, frame = cut(frame)
+                for part in parts:
+                    socket.send(part, _SNDMORE, copy=False)
             socket.send(frame, _SNDMORE if index < last else _NOBLOCK, copy=length < ZERO_COPY_BYTES)
         self._out += 1
         self._bytes_out += size

@@ -7,8 +7,8 @@ A message is one or more ZeroMQ frames (after the routing id that a ROUTER sees)
     frame 0      | 'Z' | version u8 | flags u16 | header length u32 | body length u32 | header | body | inline buffers |
     frame 1..n   the buffers that are not in frame 0, in order (before them the body, if flag BODY_APART is set)
 
-A body or buffer of more than CHUNK_BYTES is cut into frames of that size: ZeroMQ's one I/O thread handles a frame in one
-go, and while it encrypts one of a gigabyte it answers no heartbeat.
+A body or buffer of more than CHUNK_BYTES may be cut into frames of that size. Over ZeroMQ it is: its one I/O thread handles
+a frame in one go, and while it encrypts one of a gigabyte it answers no heartbeat.
 
 Integers are little-endian. A small message is a single frame: measured on a CURVE connection, three frames cost 20 to 50
 microseconds and half the message rate against one. The header is a msgpack array:
@@ -60,7 +60,7 @@ INLINE_TOTAL_BYTES: Final = 64 * 1024
 """All buffers in frame 0 together."""
 
 CHUNK_BYTES: Final = 16 * 1024 * 1024
-"""The largest frame."""
+"""The largest frame over ZeroMQ."""
 
 PLACE_INLINE: Final = 0
 PLACE_FRAME: Final = 1
@@ -205,6 +205,11 @@ def _nbytes(buffer: Buffer) -> int:
     return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
 
 
+def size_of(frames: Sequence[Buffer]) -> int:
+    """Bytes in some frames."""
+    return sum(map(_nbytes, frames))
+
+
 def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
     """The frames of a message. Large buffers are passed on as they are, not copied.
 
@@ -216,7 +221,7 @@ def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
     flags = 0
     if body_size > INLINE_BODY_BYTES:
         flags = BODY_APART
-        _append(frames, body, body_size)
+        frames.append(body)
     descriptors: list[int] | None = None
     inline: list[Buffer] = []
     total = body_size
@@ -231,7 +236,7 @@ def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
                 inline.append(buffer)
                 descriptors += (PLACE_INLINE, size)
             else:
-                _append(frames, buffer, size)
+                frames.append(buffer)
                 descriptors += (PLACE_FRAME, size)
         if len(envelope.buffers) > limits.buffers:
             raise LimitExceeded("the number of buffers in a message", len(envelope.buffers), limits.buffers)
@@ -267,17 +272,16 @@ def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
     return frames
 
 
-def _append(frames: list[Buffer], buffer: Buffer, size: int) -> None:
-    """Add a buffer as a frame, or as several that are views of it."""
-    if size <= CHUNK_BYTES:
-        frames.append(buffer)
-    else:
-        view = memoryview(buffer).cast("B")
-        frames.extend(view[start : start + CHUNK_BYTES] for start in range(0, size, CHUNK_BYTES))
+def cut(buffer: Buffer) -> list[memoryview]:
+    """A buffer as frames of at most CHUNK_BYTES, which are views of it."""
+    view = memoryview(buffer).cast("B")
+    return [view[start : start + CHUNK_BYTES] for start in range(0, view.nbytes, CHUNK_BYTES)]
 
 
 def _collect(frames: Sequence[Any], first: int, size: int, what: str) -> tuple[memoryview, int]:
     """The bytes of something that begins at frame `first`, and the number of the frame after it."""
+    if first < len(frames) and _nbytes(frames[first]) == size:
+        return memoryview(frames[first]).cast("B"), first + 1
     count = max(1, -(-size // CHUNK_BYTES))
     if first + count > len(frames):
         raise _fail(f"a frame of {what} is missing")
