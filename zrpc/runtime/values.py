@@ -18,7 +18,7 @@ from zrpc.runtime.callables import Target
 from zrpc.runtime.context import running
 from zrpc.runtime.handles import Reference
 from zrpc.runtime.recording import Contexts, Recorder, current_recorder, without_parameters
-from zrpc.serialization import plain
+from zrpc.serialization import plainvalues
 from zrpc.serialization.failures import decode_failure
 from zrpc.serialization.pickler import Encoded, Hooks, dumps_python, dumps_script, loads_python, loads_script
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind
@@ -82,7 +82,7 @@ class Values:
         recorder = current_recorder()
         simple = None
         if target.codec is Codec.PYTHON and not kwargs:
-            simple = plain.dumps_call(target.func, value[1])
+            simple = plainvalues.dumps_call(target.func, value[1])
         if simple is not None:
             envelope.codec = target.codec
             envelope.body, envelope.buffers = simple
@@ -140,7 +140,7 @@ class Values:
 
         Raises `EncodeError`, which calls the value (or the parts of a tuple) `root`; no fork is left then.
         """
-        simple = plain.dumps(value)
+        simple = plainvalues.dumps(value)
         if simple is not None:  # without references, and without what would be recorded
             envelope.codec = codec
             envelope.body, envelope.buffers = simple
@@ -172,7 +172,7 @@ class Values:
 
     def read(self, envelope: Envelope, recorder: Recorder | None = None) -> Any:
         """The value in an envelope; its recorded tensors become part of a context's graph if there is one."""
-        if plain.is_plain(envelope.body):
+        if plainvalues.is_plain(envelope.body):
             return self._read_plain(envelope)
         saved = running.origin
         origin = running.origin = (envelope.sender, envelope.sender_incarnation)

@@ -6,7 +6,7 @@ by index; `tensors` says how a tensor leaves, `rebuild` how it arrives.
     TorchScript codec   | pickle |                                          begins with 0x80
                         | 0x01 | n u32 | n low bounds u64 | pickle |        when a span does not begin at 0
     Python codec        | 0x02 | crc32 u32 of the rest | storages u32 | n u32 | n low bounds u64 | pickle |
-    both                | 0x03 | ... |                                      no pickle, see `plain`
+    both                | 0x03 | ... |                                      no pickle, see `plainvalues`
 
 Buffers 0 to storages - 1 are spans of storages; after them, for the Python codec, come pickle's own out-of-band buffers
 (large numpy arrays). n is 0 or the number of storages. Integers are little-endian.
@@ -40,7 +40,7 @@ import torch
 from torch.nested._internal.nested_tensor import NestedTensor
 
 from zrpc.errors import DecodeRefused, EncodeError, FrameError, NotImportable, ZrpcError
-from zrpc.serialization import mainscript, names, plain, rebuild, values
+from zrpc.serialization import mainscript, names, plainvalues, rebuild, values
 from zrpc.serialization.grammar import check_body
 from zrpc.serialization.locate import explain
 from zrpc.serialization.tensors import StorageTable, has_own_reduction
@@ -419,10 +419,10 @@ def loads_script(
     Raises `DecodeRefused` for anything outside of the codec, `FrameError` for damage.
     """
     data = body if type(body) is bytes else bytes(body)
-    if plain.is_plain(data):
-        if data[1] == plain.CALL:
+    if plainvalues.is_plain(data):
+        if data[1] == plainvalues.CALL:
             raise DecodeRefused("a Python call", SCRIPT)
-        return plain.loads(data, buffers)
+        return plainvalues.loads(data, buffers)
     start = 0
     lows: Sequence[int] | None = None
     if data[:1] != b"\x80":
@@ -457,8 +457,10 @@ def loads_python(
     objects whose own unpickling fails.
     """
     data = body if type(body) is bytes else bytes(body)
-    if plain.is_plain(data):
-        return plain.loads_call(data, buffers) if data[1] == plain.CALL else plain.loads(data, buffers)
+    if plainvalues.is_plain(data):
+        return (
+            plainvalues.loads_call(data, buffers) if data[1] == plainvalues.CALL else plainvalues.loads(data, buffers)
+        )
     if len(data) < _PYTHON_HEAD.size or data[0] != _PYTHON:
         raise FrameError("the body is not one of the Python codec")
     _, checksum, count, moved = _PYTHON_HEAD.unpack_from(data)

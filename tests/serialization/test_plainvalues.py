@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from zrpc.errors import DecodeRefused, FrameError, NotImportable
-from zrpc.serialization import plain
+from zrpc.serialization import plainvalues
 from zrpc.serialization.pickler import loads_python, loads_script
 
 
 def cross(value: Any) -> Any:
-    written = plain.dumps(value)
+    written = plainvalues.dumps(value)
     assert written is not None
     body, buffers = written
-    assert plain.is_plain(body)
+    assert plainvalues.is_plain(body)
     for loads in (loads_script, loads_python):
         result = loads(body, buffers)
         assert type(result) is type(value)
@@ -97,37 +97,37 @@ def test_tensors(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     ids=lambda value: str(value)[:20],
 )
 def test_what_is_not_plain(value: Any) -> None:
-    assert plain.dumps(value) is None
-    assert plain.dumps((value, 1)) is None or value == tuple(range(17))
+    assert plainvalues.dumps(value) is None
+    assert plainvalues.dumps((value, 1)) is None or value == tuple(range(17))
 
 
 def test_two_tensors_on_one_storage_are_not_plain() -> None:
     tensor = torch.ones(3)
-    assert plain.dumps((tensor, tensor)) is None
-    assert plain.dumps((tensor, tensor.view(3, 1))) is None
+    assert plainvalues.dumps((tensor, tensor)) is None
+    assert plainvalues.dumps((tensor, tensor.view(3, 1))) is None
 
 
 def test_large_tensors_are_not_copied() -> None:
     tensor = torch.ones(10_000)
-    written = plain.dumps(tensor)
+    written = plainvalues.dumps(tensor)
     assert written is not None
     tensor[0] = 5
-    assert plain.loads(*written)[0].item() == 5
+    assert plainvalues.loads(*written)[0].item() == 5
 
 
 def test_subclasses_are_not_plain() -> None:
     class Number(int):
         pass
 
-    assert plain.dumps(Number(3)) is None
-    assert plain.dumps((torch.nn.Buffer(torch.ones(1)),)) is not None  # its class is torch.Tensor
+    assert plainvalues.dumps(Number(3)) is None
+    assert plainvalues.dumps((torch.nn.Buffer(torch.ones(1)),)) is not None  # its class is torch.Tensor
 
 
 # ------------------------------------------------------------------------------------------------- calls
 
 
 def test_a_call_by_name() -> None:
-    written = plain.dumps_call(a_function, (torch.ones(2), 3))
+    written = plainvalues.dumps_call(a_function, (torch.ones(2), 3))
     assert written is not None
     func, args, kwargs = loads_python(*written)
     assert func is a_function
@@ -143,13 +143,13 @@ def test_functions_that_have_no_name() -> None:
     module = ModuleType("zrpc_test_of_a_stranger")
     exec("def f(): pass", vars(module))
     for func in (local, lambda: None, len, print, module.f, torch.add, "text", None):
-        assert plain.dumps_call(func, ()) is None
+        assert plainvalues.dumps_call(func, ()) is None
 
 
 def test_a_function_that_is_not_here() -> None:
     for name in (["no.such.module", "f"], [__name__, "no_such_function"], ["", ""]):
         with pytest.raises(NotImportable):
-            loads_python(bytes((plain.PLAIN, plain.CALL)) + msgpack.packb(name), [])
+            loads_python(bytes((plainvalues.PLAIN, plainvalues.CALL)) + msgpack.packb(name), [])
 
 
 # ------------------------------------------------------------------------------------------------- damage
@@ -179,20 +179,20 @@ def test_a_function_that_is_not_here() -> None:
     ],
 )
 def test_what_is_refused(form: int, items: Any, buffers: list[bytes]) -> None:
-    body = bytes((plain.PLAIN, form)) + msgpack.packb(items)
+    body = bytes((plainvalues.PLAIN, form)) + msgpack.packb(items)
     with pytest.raises(FrameError):
-        plain.loads(body, buffers)
+        plainvalues.loads(body, buffers)
 
 
 def test_damaged_bodies_never_do_more_than_raise() -> None:
     chance = random.Random(4)
-    written = plain.dumps((torch.ones(8), 5, "text", torch.ones(2, 2)))
+    written = plainvalues.dumps((torch.ones(8), 5, "text", torch.ones(2, 2)))
     assert written is not None
     for _ in range(3000):
         body = bytearray(written[0])
         for _ in range(chance.randrange(1, 4)):
             body[chance.randrange(2, len(body))] = chance.randrange(256)
         try:
-            plain.loads(bytes(body[: chance.randrange(2, len(body) + 1)]), written[1])
+            plainvalues.loads(bytes(body[: chance.randrange(2, len(body) + 1)]), written[1])
         except FrameError:
             pass
