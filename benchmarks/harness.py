@@ -138,7 +138,7 @@ def _serve(_end: Connection, system: System, order: Order) -> dict[str, float]:
 
 def _run_client(end: Connection, system: System, order: Order) -> dict[str, float]:
     rpc = system.join(CLIENT, order.meeting)
-    client = Client(rpc, (os.getpid(), *end.recv()))
+    client = Client(rpc, system.autograd, (os.getpid(), *end.recv()))
     results: dict[str, float] = {}
     for name in order.workloads:
         results.update(PAIRED[name](client, order.scale))

@@ -14,11 +14,31 @@ class Scale:
     sync_calls: int
     outstanding: int
     remote_calls: int
+    passes: int
+    """Backward passes, of each graph."""
     idle_seconds: float
     startups: int
     """Rounds of the workload that starts whole clusters."""
 
 
-FULL = Scale(rounds=5, warmup=200, sync_calls=2000, outstanding=5000, remote_calls=500, idle_seconds=2.0, startups=5)
-QUICK = Scale(rounds=2, warmup=100, sync_calls=500, outstanding=5000, remote_calls=200, idle_seconds=1.0, startups=1)
-TINY = Scale(rounds=1, warmup=2, sync_calls=10, outstanding=20, remote_calls=5, idle_seconds=0.05, startups=1)
+FULL = Scale(
+    rounds=5,
+    warmup=200,
+    sync_calls=2000,
+    outstanding=5000,
+    remote_calls=500,
+    passes=50,
+    idle_seconds=2.0,
+    startups=5,
+)
+QUICK = Scale(
+    rounds=2,
+    warmup=100,
+    sync_calls=500,
+    outstanding=5000,
+    remote_calls=200,
+    passes=20,
+    idle_seconds=1.0,
+    startups=1,
+)
+TINY = Scale(rounds=1, warmup=2, sync_calls=10, outstanding=20, remote_calls=5, passes=2, idle_seconds=0.05, startups=1)

@@ -27,6 +27,9 @@ class Rpc(Protocol):
 class System(Protocol):
     """One system, in one of its variants."""
 
+    autograd: Any
+    """Its module of distributed autograd."""
+
     def meet(self, folder: Path) -> AbstractContextManager[Meeting]:
         """Whatever has to run besides the two processes, for as long as they do; runs in the harness's process."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch.distributed import rpc
+from torch.distributed import autograd, rpc
 
 from benchmarks.systems.base import CALL_TIMEOUT, RANKS, Meeting, Rpc
 
@@ -21,6 +21,7 @@ class TensorPipe:
 
     def __init__(self, transports: list[str]) -> None:
         self.transports = transports or None
+        self.autograd = autograd
 
     @contextmanager
     def meet(self, folder: Path) -> Iterator[Meeting]:

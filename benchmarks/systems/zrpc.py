@@ -27,6 +27,8 @@ job:
 class Zrpc:
     """zrpc with its defaults."""
 
+    autograd = zrpc.autograd
+
     @contextmanager
     def meet(self, folder: Path) -> Iterator[Meeting]:
         keyring = new_keyring("benchmark")

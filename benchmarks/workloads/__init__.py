@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.scale import Scale
-from benchmarks.workloads import cpu, pipelined, references, startup, sync
+from benchmarks.workloads import backward, cpu, pipelined, references, startup, sync
 from benchmarks.workloads.base import Client, Metric
 
 PAIRED: dict[str, Callable[[Client, Scale], dict[str, float]]] = {
     "sync": sync.run,
     "pipelined": pipelined.run,
     "references": references.run,
+    "backward": backward.run,
     "cpu": cpu.run,
 }
 STARTUP = "startup"
@@ -21,6 +22,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "sync": sync.METRICS,
     "pipelined": pipelined.METRICS,
     "references": references.METRICS,
+    "backward": backward.METRICS,
     "cpu": cpu.METRICS,
     STARTUP: startup.METRICS,
 }

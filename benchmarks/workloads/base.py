@@ -34,6 +34,8 @@ class Client:
     """The client's side of a pair."""
 
     rpc: Rpc
+    autograd: Any
+    """The system's module of distributed autograd."""
     pids: tuple[int, ...]
     """All processes that the system runs in: the client, the server, and what they need besides."""
 
