@@ -336,8 +336,11 @@ class Agent:
                 pass  # whoever asked has gone
 
         question = read_map(envelope)
-        if question.get("what") == "lane":
+        what = question.get("what")
+        if what == "lane":
             reply(self.lanes.offer(question, (envelope.sender, envelope.sender_incarnation)))
+        elif what in ("calls", "tasks"):
+            reply(self.callee.describe(question, (envelope.sender, envelope.sender_incarnation)))
         else:
             self.inspection.answer(question, reply)
 

@@ -16,7 +16,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ from zrpc.runtime.handles import Reference
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.methods import backward, invoke, not_a_future, type_of
 from zrpc.runtime.profiling import Recordings, attach_profile, is_asked, run_recorded
+from zrpc.runtime.progress import describe_calls, describe_tasks
 from zrpc.runtime.recording import Recorder, recorder
 from zrpc.runtime.references import References
 from zrpc.runtime.scopes import Scope
@@ -58,7 +59,20 @@ class Asker(Protocol):
 class Task(Scope):
     """A call that is being served."""
 
-    __slots__ = ("arrived_ns", "asker", "envelope", "func", "has_started", "is_async", "key", "recorder", "size")
+    __slots__ = (
+        "arrived",
+        "arrived_ns",
+        "asker",
+        "began",
+        "envelope",
+        "func",
+        "has_started",
+        "is_async",
+        "key",
+        "recorder",
+        "size",
+        "thread",
+    )
 
     def __init__(self, asker: Asker, envelope: Envelope, func: Callable[..., Any] | None, now: float) -> None:
         super().__init__(now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None)
@@ -68,9 +82,23 @@ class Task(Scope):
         self.func = func
         self.key = envelope.sender, envelope.sender_incarnation, envelope.message_id
         self.has_started = False
+        self.arrived = now
+        self.began = 0.0
+        self.thread = 0
         self.is_async = bool(envelope.extra and envelope.extra.get(Extra.ASYNC))
         self.size = envelope.nbytes()
         self.recorder: Recorder | None = None
+
+    @property
+    def function(self) -> str:
+        """Its name."""
+        return self.envelope.function or "?"
+
+    @property
+    def value(self) -> tuple[int, int] | None:
+        """The ids of the remote value that the call creates."""
+        rref = self.envelope.rref
+        return None if rref is None else (rref[0], rref[1])
 
     @property
     def rref_id(self) -> GloballyUniqueId | None:
@@ -107,6 +135,7 @@ class Callee:
         self.recordings = Recordings()
         self._served = Served()
         self._served_lock = threading.Lock()
+        self._last_end = clock()
 
     # ------------------------------------------------------------------------------------ arriving
 
@@ -154,6 +183,13 @@ class Callee:
     def under_way(self) -> int:
         """Calls that have come and whose functions have not ended, the cancelled ones left out."""
         return len(self._tasks)
+
+    def describe(self, question: Mapping[str, Any], sender: tuple[int, int]) -> dict[str, Any]:
+        """What became of some calls of `sender`, or of all calls; see `progress`."""
+        tasks = list(self._tasks.values())
+        if question.get("what") == "tasks":
+            return describe_tasks(tasks, self._last_end, self._clock)
+        return describe_calls(question, sender, tasks, self._last_end, self._clock)
 
     def _find_function(self, task: Task) -> bool:
         """Find a TorchScript function by its content; False when its code must be asked for."""
@@ -212,6 +248,7 @@ class Callee:
             self._values.drop(task.envelope)
             self._meter.dropped()
             return
+        task.began, task.thread = self._clock(), threading.get_ident()
         try:
             func, args, kwargs = self._read(task)
         except BaseException as error:
@@ -259,6 +296,7 @@ class Callee:
         if self._references.is_ready(reference.rref_id):
             self._run(task, func, args, kwargs)
         else:
+            task.thread = 0
             self._references.when_ready(reference.rref_id, go_on)
 
     def _run_script(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -277,6 +315,7 @@ class Callee:
             def go_on(_value: Any, _error: BaseException | None) -> None:
                 self._executor.submit(lambda: self._run_script(task, func, args, kwargs))
 
+            task.thread = 0
             self._references.when_ready(missing[0].rref_id, go_on)
             return
         try:
@@ -299,6 +338,7 @@ class Callee:
     def _run_here(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         saved = running.scope
         running.scope = task
+        task.thread = threading.get_ident()
         try:
             if task.envelope.extra is not None and is_asked(task.envelope):
                 value = run_recorded(task.envelope, task.arrived_ns, func, args, kwargs)
@@ -332,6 +372,7 @@ class Callee:
                 print("".join(traceback.format_exception(error)), file=sys.stderr)
             self._finish(task, value, error)
 
+        task.thread = 0
         try:
             self._loop.run(coroutine, task, done)
         except Unavailable as error:
@@ -349,6 +390,7 @@ class Callee:
 
     def _attach(self, task: Task, future: torch._C.Future[Any]) -> None:
         """Answer when the function's future is complete."""
+        task.thread = 0
 
         def done(completed: torch._C.Future[Any]) -> None:
             try:
@@ -365,6 +407,7 @@ class Callee:
     def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
         """The function is done: answer the call, or keep the value that was to be created."""
         is_wanted = self._tasks.pop(task.key, None) is not None
+        self._last_end = self._clock()
         rref_id = task.rref_id
         if rref_id is not None:
             self._meter.served(task.size, 0, error is not None)

@@ -31,6 +31,7 @@ from zrpc.runtime.callables import Target, identify
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.identity import Identity
+from zrpc.runtime.inquiry import ask_about, ask_on_a_lane
 from zrpc.runtime.inspection import read_map, write_map
 from zrpc.runtime.peers import Peer, PeerBook
 from zrpc.runtime.pending import MANY, PendingCall, RRefNumbers, check_timeout
@@ -376,7 +377,9 @@ class Caller:
                     scope.leave(message_id)
             if reply is None:
                 peer.abandon_lane(lane)
-                raise CallTimeout(peer.info.name, target.name, timeout)
+                question = self._envelope(Kind.INSPECT, next(self._next_id), peer, None)
+                state = ask_on_a_lane(peer, question, (message_id, envelope.rref), self.on_reply, self._clock)
+                raise CallTimeout(peer.info.name, target.name, timeout, state)
             peer.return_lane(lane)
         self._meter.answered(reply.nbytes())
         self._values.delivered(envelope, peer.key)
@@ -480,8 +483,8 @@ class Caller:
         with self._lock:
             late = self._table.expire(now)
             self._idle.notify_all()
-        for call in late:
-            call.done(None, CallTimeout(call.peer.info.name, call.target.name, call.timeout))
+        if late:
+            ask_about(late, self.inspect)
 
     def lose(self, peer: Peer, why: str) -> None:
         """The peer's life is over: its calls fail now."""

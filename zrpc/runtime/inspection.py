@@ -72,7 +72,7 @@ class Inspection:
         elif what == "reach":
             self._reach(reply)
         else:
-            reply({"error": f"cannot tell {what!r}; ask for ping, statistics, functions or reach"})
+            reply({"error": f"cannot tell {what!r}; ask for ping, statistics, functions, reach, calls or tasks"})
 
     def _reach(self, reply: Reply) -> None:
         """Ping everybody, and answer when all have replied or run out of time."""
