@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from zrpc.options import AgentOptions
     from zrpc.rref import RRef
     from zrpc.runtime.futures import Future, cancel, collect_all, wait_all
+    from zrpc.runtime.retrying import Role
     from zrpc.runtime.scopes import check_cancelled
     from zrpc.version import is_available
 
@@ -41,6 +42,7 @@ __all__ = [
     "BackendType",
     "Future",
     "RRef",
+    "Role",
     "RpcBackendOptions",
     "TensorPipeRpcBackendOptions",
     "WorkerInfo",
@@ -76,6 +78,7 @@ _HOMES = {
     "BackendType": "backend_registry",
     "Future": "runtime.futures",
     "RRef": "rref",
+    "Role": "runtime.retrying",
     "RpcBackendOptions": "backend_options",
     "TensorPipeRpcBackendOptions": "backend_options",
     "WorkerInfo": "ids",

@@ -44,6 +44,7 @@ from zrpc.runtime.callables import identify
 from zrpc.runtime.context import collected, current_agent, find_agent, init_rounds, install_agent, remove_agent
 from zrpc.runtime.futures import Future, teach_torch
 from zrpc.runtime.identity import Identity
+from zrpc.runtime.retrying import Role, one_worker
 from zrpc.transport.base import Transport
 from zrpc.transport.curve import Keyring, load_key_file
 from zrpc.transport.router import ZmqTransport
@@ -356,11 +357,13 @@ def serve(timeout: float | None = None) -> str:
 
 
 def rpc_sync(
-    to: To,
+    to: To | Role | Sequence[To],
     func: Any,
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     timeout: float = -1,
+    *,
+    idempotent: bool = False,
 ) -> Any:
     """Call `func` on worker `to` and return its result.
 
@@ -368,27 +371,38 @@ def rpc_sync(
     function that the worker has. `timeout` is in seconds, -1 for the default, 0 for none; a call made inside another one
     never outlives that.
 
+    A function never runs twice for one call. `idempotent` says that it may: then the call is made again, with growing
+    delays and until its time is over, when its worker is lost, restarts, leaves or cannot be reached. `to` may be a list
+    of workers then, or a `Role`: one of them is taken, and another one for the next try.
+
     Raises `ArgumentMismatch` or `EncodeError` (nothing was sent), `UnknownWorker`, `CallTimeout`, `WorkerLost`, a kind of
     `Refused`, or what the function raised there.
     """
     agent = current_agent("rpc_sync")
     if _default_pickler is not _internal_rpc_pickler:
         func, args, kwargs = _write_with_pickler(func, args, kwargs)
-    return agent.caller.call_sync(to, func, args, kwargs, timeout)
+    if idempotent:
+        return agent.retrying.call(to, func, args, kwargs, timeout).wait()
+    return agent.caller.call_sync(one_worker(to), func, args, kwargs, timeout)
 
 
 def rpc_async(
-    to: To,
+    to: To | Role | Sequence[To],
     func: Any,
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     timeout: float = -1,
+    *,
+    idempotent: bool = False,
 ) -> Future[Any]:
     """As `rpc_sync`, but returns at once, with a `torch.futures.Future` of the result."""
     agent = current_agent("rpc_async")
     if _default_pickler is not _internal_rpc_pickler:
         func, args, kwargs = _write_with_pickler(func, args, kwargs)
-    future = agent.caller.call_async(to, func, args, kwargs, timeout)
+    if idempotent:
+        future = agent.retrying.call(to, func, args, kwargs, timeout)
+    else:
+        future = agent.caller.call_async(one_worker(to), func, args, kwargs, timeout)
     if hasattr(collected, "future_list"):
         collected.future_list.append(future)
     return future

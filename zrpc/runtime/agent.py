@@ -58,6 +58,7 @@ from zrpc.runtime.profiling import Completion, is_asked
 from zrpc.runtime.receiver import Receiver, Source
 from zrpc.runtime.references import References
 from zrpc.runtime.remotes import Handle, Remotes
+from zrpc.runtime.retrying import Retrying
 from zrpc.runtime.values import Values
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.pickler import Hooks
@@ -152,6 +153,7 @@ class Agent:
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
         self.caller = Caller(identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock)
+        self.retrying = Retrying(self.caller, self.receiver, self.members, identity.info.name, clock)
         self.loop = EventLoop(f"zrpc-{identity.info.name}-asyncio", self._prepare_thread)
         self.callee = Callee(
             identity, self.values, self.code, self.references, self.executor, self.meter, limits, self.loop, clock
@@ -172,7 +174,7 @@ class Agent:
         self.receiver.add(client.link, lambda frames: self._on_news(client.on_frames(frames, clock())))
         if client.watch is not None:
             self.receiver.add(client.watch, lambda what: self._on_news(client.on_link_event(what, clock())))
-        for timer in (self.caller, self.references, self):
+        for timer in (self.caller, self.references, self.retrying, self):
             self.receiver.add_timer(timer)
         self.executor.start()
 
@@ -234,6 +236,7 @@ class Agent:
         self.loop.stop(1.0)  # its coroutines cancel their calls, while they can
         self.receiver.wake()
         self.references.close()
+        self.retrying.close(why)
         self.caller.close(why)
         self.peers.close()
         self.lanes.close()

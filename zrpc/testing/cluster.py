@@ -38,15 +38,33 @@ class LocalWorker:
         return f"<LocalWorker {self.name}>"
 
     def rpc_sync(
-        self, to: str, func: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, timeout: float = -1
+        self,
+        to: Any,
+        func: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        timeout: float = -1,
+        *,
+        idempotent: bool = False,
     ) -> Any:
         """As `zrpc.rpc_sync`."""
+        if idempotent:
+            return self.agent.retrying.call(to, func, args, kwargs, timeout).wait()
         return self.agent.caller.call_sync(to, func, args, kwargs, timeout)
 
     def rpc_async(
-        self, to: str, func: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, timeout: float = -1
+        self,
+        to: Any,
+        func: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        timeout: float = -1,
+        *,
+        idempotent: bool = False,
     ) -> Future[Any]:
         """As `zrpc.rpc_async`."""
+        if idempotent:
+            return self.agent.retrying.call(to, func, args, kwargs, timeout)
         return self.agent.caller.call_async(to, func, args, kwargs, timeout)
 
     def remote(
