@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import zrpc
+from zrpc.clock import monotonic
 from zrpc.errors import (
     ArgumentMismatch,
     CallTimeout,
@@ -71,6 +72,10 @@ def test_the_next_life_of_the_name(cluster: LocalCluster) -> None:
     assert entered.wait(LONG)
     threading.Timer(0.0, release.set).start()
     cluster.kill("b")
+    assert cluster.broker is not None
+    deadline = monotonic() + LONG
+    while any(member.name == "b" for member in cluster.broker.members()):
+        assert monotonic() < deadline
     cluster.start("b")
     assert future.wait() == "b"
 
