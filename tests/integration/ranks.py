@@ -29,7 +29,8 @@ class Stage:
         self.url = url
         self.barrier: Barrier = forks.Barrier(world_size)
         self.gone: Event = forks.Event()
-        self.pair: Barrier = forks.Barrier(2)
+        self.rest: Barrier = forks.Barrier(max(1, world_size - 1))
+        """For all but the first."""
 
     def wait(self) -> None:
         self.barrier.wait(60)
@@ -102,7 +103,7 @@ def come_and_go(rank: int, stage: Stage) -> None:
     assert stage.gone.wait(60)
     if 0 < rank < last:
         assert rpc.rpc_sync(f"worker{3 - rank}", torch.add, args=(torch.ones(1), 1)).item() == 2
-        stage.pair.wait(60)  # neither leaves while the other one calls it
+    stage.rest.wait(60)  # nobody leaves before the other has called it
     if rank == last:
         stage.join(last, world_size=None)
         assert rpc.get_worker_info().id == last
