@@ -58,6 +58,9 @@ from zrpc.wire.messages import (
 STALL: Final = 1.0
 """Seconds that a deadline may be late before this process counts as having been stopped itself: nobody is declared dead
 for a silence that we did not listen to."""
+FIRST_RETURN: Final = 1.5
+"""Seconds that a broker which follows another one waits for a first member to return, before it takes newcomers: they try
+to connect again at least once a second. When one has, the others have `death_timeout` from the broker's start."""
 RESEND: Final = 1.0
 """Seconds between two snapshots to a member that is behind."""
 
@@ -81,7 +84,7 @@ class Registry:
         self._deaths: list[tuple[float, int, int]] = []
         self._no_deaths_before = now
         self._return_until = now + self.options.death_timeout
-        self._newcomers_from = self._return_until if self.options.is_successor else now
+        self._newcomers_from = now + FIRST_RETURN if self.options.is_successor else now
         self._on_event: dict[type[Any], Callable[[Any, float], list[Effect]]] = {
             Arrival: self._on_arrival,
             RouteLoss: self._on_route_loss,
