@@ -50,3 +50,18 @@ def test_the_longest_lost_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None
         table.lose(Peer(9, number))
     assert table.meet(Peer(9, 0), 1.0)
     assert not table.meet(Peer(9, 1), 1.0)
+
+
+def test_a_creator_that_is_never_announced() -> None:
+    table = Strangers(ME)
+    table.announce(A, life=3)
+    table.meet_creator(A.worker_id, 3, 5.0)
+    assert table.next_deadline() is None, "it is known"
+    table.meet_creator(A.worker_id, 2, 5.0)
+    table.meet_creator(B.worker_id, 0, 6.0)
+    table.meet_creator(B.worker_id, 0, 8.0)
+    assert table.next_deadline() == 5.0 + PATIENCE
+    assert table.take_creators(5.5 + PATIENCE) == [(A.worker_id, 2)]
+    table.announce(B)
+    assert table.take_creators(100.0) == []
+    assert repr(table) == "<Strangers known=3 strange=0>"

@@ -322,6 +322,12 @@ class RRefTable:
         self._take_lapses(now, out)
         return out
 
+    def creator_lost(self, worker_id: int, life: int) -> Effects:
+        """A life of a worker that nobody has announced here is taken to be over: what it has not created will not be."""
+        out: Effects = []
+        self._owners.lose_creator(worker_id, life, out)
+        return out
+
     def timer_fired(self, now: float) -> Effects:
         """Time has come to `next_deadline`: what is to be sent again, and what lost workers held."""
         out: Effects = []

@@ -169,7 +169,7 @@ class Agent:
         """Begin to receive."""
         client, clock = self.client, self._clock
         for member in client.members():
-            self.references.learn(WorkerInfo(member.name, member.id), member.incarnation)
+            self.references.learn(WorkerInfo(member.name, member.id), member.incarnation, member.life)
         self.listener_source = self.receiver.add(self.listener, self._on_request)
         self.receiver.add(client.link, lambda frames: self._on_news(client.on_frames(frames, clock())))
         if client.watch is not None:
@@ -382,7 +382,7 @@ class Agent:
     def _take_news(self, news: News) -> None:
         if isinstance(news, MemberUp):
             member = news.member
-            self.references.learn(WorkerInfo(member.name, member.id), member.incarnation)
+            self.references.learn(WorkerInfo(member.name, member.id), member.incarnation, member.life)
         elif isinstance(news, MemberGone):
             self._on_gone(news)
         elif isinstance(news, StopRequested):

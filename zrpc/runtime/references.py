@@ -14,7 +14,7 @@ from typing import Any
 
 from zrpc.clock import Clock, earliest, monotonic, time_left
 from zrpc.errors import CallTimeout, InvalidTransition, RRefLost, RRefMisuse, Unavailable
-from zrpc.ids import ForkId, GloballyUniqueId, LocalIds, RRefId, WorkerInfo
+from zrpc.ids import LIFE_SHIFT, ForkId, GloballyUniqueId, LocalIds, RRefId, WorkerInfo
 from zrpc.protocol.calls import WorkerKey
 from zrpc.protocol.rrefs import (
     Control,
@@ -235,7 +235,9 @@ class References:
     def on_fetch(self, rref_id: RRefId, answer: Callable[[Any, BaseException | None, Codec], None]) -> None:
         """Somebody asks for a value of this worker: `answer` now, or when it is there."""
         with self._lock:
-            _, effects = self._table.fetch_received(rref_id)
+            state, effects = self._table.fetch_received(rref_id)
+            if state == "awaited":
+                self._meet_creator(rref_id)
             owned = self._values.setdefault(rref_id, OwnedValue())
             sends = self._apply(effects)
         self._perform(sends)
@@ -276,11 +278,11 @@ class References:
             info = WorkerInfo(f"worker {worker_id}", worker_id) if peer is None else peer.info
         return info
 
-    def learn(self, info: WorkerInfo, incarnation: int) -> None:
+    def learn(self, info: WorkerInfo, incarnation: int, life: int) -> None:
         """A life of a worker is announced. Its name is remembered: references outlive workers."""
         self._names[info.id] = info
         with self._lock:
-            self._strangers.announce(Life(info.id, incarnation))
+            self._strangers.announce(Life(info.id, incarnation), life)
 
     # ------------------------------------------------------------------------------------ travelling
 
@@ -311,6 +313,8 @@ class References:
         with self._lock:
             self._strangers.meet(fork.parent, self._clock())
             state, effects = self._table.fork_received(fork, self._clock())
+            if is_mine and state == "awaited":
+                self._meet_creator(fork.rref_id)
             if is_mine and state != "deleted":
                 self._values.setdefault(fork.rref_id, OwnedValue())
             sends = self._apply(effects)
@@ -372,6 +376,8 @@ class References:
             with self._lock:
                 self._strangers.meet(sender, now)
                 effects = self._table.control_received(sender, numbers[4], numbers[5], message, now)
+                if message.kind == Control.FORK_REQUEST and self._table.owner_state(message.rref_id) == "awaited":
+                    self._meet_creator(message.rref_id)
                 sends = self._apply(effects)
         self._perform(sends)
 
@@ -400,6 +406,8 @@ class References:
             effects += self._table.timer_fired(now)
             for stranger in self._strangers.take_overdue(now):
                 effects += self._table.peer_lost(stranger, 0, "it is not in the cluster", now)
+            for creator in self._strangers.take_creators(now):
+                effects += self._table.creator_lost(*creator)
             sends = self._apply(effects)
         self._perform(sends)
 
@@ -472,6 +480,9 @@ class References:
             effect.to,
             Envelope(int(message.kind), 0, rref=(*message.rref_id, *message.fork_id, effect.seq, effect.floor, *owner)),
         )
+
+    def _meet_creator(self, rref_id: RRefId) -> None:
+        self._strangers.meet_creator(rref_id.created_on, rref_id.local_id >> LIFE_SHIFT, self._clock())
 
     def _send(self, to: Life, envelope: Envelope) -> None:
         """Send a control message, if its receiver can be reached: if not, it will be sent again until it can."""

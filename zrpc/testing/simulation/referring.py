@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zrpc.clock import earliest
-from zrpc.ids import ForkId, RRefId
+from zrpc.ids import LIFE_SHIFT, ForkId, RRefId
 from zrpc.protocol.rrefs import (
+    Control,
     Effects,
     FailValue,
     Fork,
@@ -72,6 +73,8 @@ class Referring:
             self.strangers.meet(fork.parent, now)
             state, effects = self.table.fork_received(fork, now)
             process.network.note(f"{process.peer} takes {fork}: {state}")
+            if state == "awaited":
+                self._meet_creator(fork.rref_id)
             if state != "deleted":
                 key = (fork.rref_id, None if fork.owner == process.peer else fork.fork_id)
                 process.handles[key] += 1
@@ -179,6 +182,8 @@ class Referring:
     def on_fetch(self, sender: Process, call: Call, rref_id: RRefId) -> None:
         """Somebody asks for a value."""
         state, effects = self.table.fetch_received(rref_id)
+        if state == "awaited":
+            self._meet_creator(rref_id)
         if state in ("awaited", "creating"):
             self._waiting.setdefault(rref_id, []).append((sender, call))
         # A fetch that is repeated after its answer, when the last reference is gone, finds nothing, and nobody waits.
@@ -237,6 +242,13 @@ class Referring:
         now = self.process.network.now
         self.strangers.meet(sender, now)
         self.perform(self.table.control_received(sender, effect.seq, effect.floor, effect.message, now))
+        rref_id = effect.message.rref_id
+        if effect.message.kind == Control.FORK_REQUEST and self.table.owner_state(rref_id) == "awaited":
+            self._meet_creator(rref_id)
+
+    def _meet_creator(self, rref_id: RRefId) -> None:
+        self.strangers.meet_creator(rref_id.created_on, rref_id.local_id >> LIFE_SHIFT, self.process.network.now)
+        self.process.sleep()
 
     def on_ack(self, sender: Peer, effect: SendAck) -> None:
         """An acknowledgement came."""
@@ -255,3 +267,5 @@ class Referring:
         self.perform(self.table.timer_fired(now))
         for stranger in self.strangers.take_overdue(now):
             self.process.on_loss(stranger, 0, "it is not in the cluster")
+        for creator in self.strangers.take_creators(now):
+            self.perform(self.table.creator_lost(*creator))

@@ -133,13 +133,14 @@ class Process(Place):
             self.references = Referring(self, RRefTable(self.session.id, ids, self.session.incarnation))
         elif isinstance(news, MemberUp):
             assert self.references is not None
-            self.references.strangers.announce(Peer(news.member.id, news.member.incarnation))
+            member = news.member
+            self.references.strangers.announce(Peer(member.id, member.incarnation), member.life)
         elif isinstance(news, MemberGone):
             member = news.member
             self.on_loss(Peer(member.id, member.incarnation), member.life, news.why)
         elif isinstance(news, (Fenced, JoinFailed)):
             self.network.note(f"{self} must end: {news}")
-            self.network.at(ENDING, self.end, "closed")
+            self.later(ENDING, self.end, "closed")
 
     def on_loss(self, peer: Peer, life: int, why: str) -> None:
         """A life of another worker is over, as far as is known here."""
@@ -313,18 +314,18 @@ class Process(Place):
         """It takes leave: lets go of all references, and says so when their owners know, or after a while."""
         if self.references is not None:
             self.references.drop_all()
-        self.network.at(0.1, self._leave_when_drained, self.network.now + 5.0)
+        self.later(0.1, self._leave_when_drained, self.network.now + 5.0)
 
     def _leave_when_drained(self, deadline: float) -> None:
         if self.is_over:
             return
         is_drained = self.references is None or self.references.table.is_drained()
-        if self.network.now < deadline and not is_drained and not self.is_frozen:
-            self.network.at(0.2, self._leave_when_drained, deadline)
+        if self.network.now < deadline and not is_drained:
+            self.later(0.2, self._leave_when_drained, deadline)
             return
         self.network.note(f"{self} leaves")
         self.feed(Departure())
-        self.network.at(ENDING, self.end, "closed")
+        self.later(ENDING, self.end, "closed")
 
     def _end(self, how: str) -> None:
         for call in self.calls.drain():
