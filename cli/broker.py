@@ -9,6 +9,7 @@ import click
 
 from zrpc.launch.byhand import BrokerOrder, run_broker
 from zrpc.launch.exits import epilog
+from zrpc.protocol.membership import RegistryOptions
 
 
 @click.command(epilog=epilog())
@@ -17,6 +18,9 @@ from zrpc.launch.exits import epilog
 @click.option("--new-key", type=click.Path(path_type=Path), metavar="FILE", help="Make a key file there.")
 @click.option("--key-file", type=click.Path(path_type=Path), metavar="FILE", help="Use this key file.")
 @click.option("--expect", metavar="NAMES", default="", help="Workers that will come, with commas; ids in this order.")
+@click.option("--heartbeat-interval", default=0.5, show_default=True, help="Seconds between two reports of a member.")
+@click.option("--death-timeout", default=3.0, show_default=True, help="Seconds until who is cut off is dead.")
+@click.option("--silence-timeout", default=30.0, show_default=True, help="The same for who is connected, but silent.")
 @click.option("--insecure", is_flag=True, help="No encryption: anybody who reaches a port can run code.")
 @click.pass_context
 def broker(
@@ -26,6 +30,9 @@ def broker(
     new_key: Path | None,
     key_file: Path | None,
     expect: str,
+    heartbeat_interval: float,
+    death_timeout: float,
+    silence_timeout: float,
     insecure: bool,
 ) -> None:
     """Serve as the broker of a cluster until Ctrl-C, or until `zrpc stop`.
@@ -41,5 +48,6 @@ def broker(
     if sum([new_key is not None, key_file is not None, insecure]) > 1:
         raise click.UsageError("--new-key, --key-file and --insecure exclude one another")
     expected = tuple(name.strip() for name in expect.split(",") if name.strip())
-    order = BrokerOrder(cluster, bind, key_file, new_key, expected, secure=not insecure)
+    times = RegistryOptions.made_of(heartbeat_interval, death_timeout, silence_timeout)
+    order = BrokerOrder(cluster, bind, key_file, new_key, expected, not insecure, times)
     ctx.exit(run_broker(order, os.environ, click.echo))

@@ -29,8 +29,8 @@ def test_fields_can_be_set_and_go_to_the_agent() -> None:
     options = TensorPipeRpcBackendOptions(num_worker_threads=3, _transports=["uv"], _channels=["basic"])
     options.rpc_timeout = 7
     options.init_method += "x"
-    made = options.to_agent_options(AgentOptions(heartbeat_interval=2.0))
-    assert (made.num_worker_threads, made.rpc_timeout, made.heartbeat_interval) == (3, 7.0, 2.0)
+    made = options.to_agent_options(AgentOptions(drain_timeout=2.0))
+    assert (made.num_worker_threads, made.rpc_timeout, made.drain_timeout) == (3, 7.0, 2.0)
 
 
 @pytest.mark.parametrize(

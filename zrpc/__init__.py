@@ -22,25 +22,27 @@ if TYPE_CHECKING:
         remote,
         rpc_async,
         rpc_sync,
-        serve,
         shutdown,
         worker_statistics,
     )
     from zrpc.backend_options import RpcBackendOptions, TensorPipeRpcBackendOptions
     from zrpc.backend_registry import BackendType
     from zrpc.ids import WorkerInfo
+    from zrpc.lifecycle import on_membership, serve, stop_requested, wait_for
     from zrpc.operators import register_operators
     from zrpc.options import AgentOptions
     from zrpc.rref import RRef
     from zrpc.runtime.futures import Future, cancel, collect_all, wait_all
     from zrpc.runtime.retrying import Role
     from zrpc.runtime.scopes import check_cancelled
+    from zrpc.runtime.watch import MembershipEvent
     from zrpc.version import is_available
 
 __all__ = [
     "AgentOptions",
     "BackendType",
     "Future",
+    "MembershipEvent",
     "RRef",
     "Role",
     "RpcBackendOptions",
@@ -61,6 +63,7 @@ __all__ = [
     "init_rpc",
     "is_available",
     "nn",
+    "on_membership",
     "optim",
     "register_operators",
     "register_script",
@@ -69,7 +72,9 @@ __all__ = [
     "rpc_sync",
     "serve",
     "shutdown",
+    "stop_requested",
     "wait_all",
+    "wait_for",
     "worker_statistics",
 ]
 
@@ -77,6 +82,7 @@ _HOMES = {
     "AgentOptions": "options",
     "BackendType": "backend_registry",
     "Future": "runtime.futures",
+    "MembershipEvent": "runtime.watch",
     "RRef": "rref",
     "Role": "runtime.retrying",
     "RpcBackendOptions": "backend_options",
@@ -86,8 +92,12 @@ _HOMES = {
     "check_cancelled": "runtime.scopes",
     "collect_all": "runtime.futures",
     "is_available": "version",
+    "on_membership": "lifecycle",
     "register_operators": "operators",
+    "serve": "lifecycle",
+    "stop_requested": "lifecycle",
     "wait_all": "runtime.futures",
+    "wait_for": "lifecycle",
 }
 _MODULES = ("aio", "autograd", "checkpoint", "errors", "functions", "nn", "optim")
 

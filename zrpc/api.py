@@ -7,12 +7,10 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 import torch
@@ -311,8 +309,9 @@ def _leave_at_exit() -> None:
 def shutdown(graceful: bool = True, timeout: float = 0) -> None:
     """Leave the cluster.
 
-    `graceful`: first wait, in a static group, until all of it want to leave and no call is under way; and for the calls
-    that this worker has made. Then let go of all references. Otherwise leave at once: calls under way fail.
+    `graceful`: first wait, in a static group, until all of it want to leave and no call is under way. Then take no new
+    calls, and wait for those that run here (`AgentOptions.drain_timeout` at most) and for those that this worker has made.
+    Then let go of all references. Otherwise leave at once: calls under way fail.
     `timeout` bounds the waiting in seconds, 0 does not; `GroupTimeout` is raised when it is over, after having left.
     Does nothing when no agent runs.
     """
@@ -332,28 +331,6 @@ def shutdown(graceful: bool = True, timeout: float = 0) -> None:
         agent.close("this worker has shut down")
         for end in agent.at_end:
             end(graceful)
-
-
-def serve(timeout: float | None = None) -> str:
-    """Serve until the broker asks this worker to stop, or SIGTERM or SIGINT comes, or it is fenced; says which.
-
-    Calls are served from `init_rpc` on, with or without this: it only keeps the main thread waiting. Call `shutdown`
-    afterwards. `timeout` is in seconds; '' is returned when it is over.
-    """
-    agent = current_agent("serve")
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        agent.request_stop(f"{signal.Signals(number).name} came")
-
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        agent.stop_requested.wait(timeout)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return agent.stop_reason
 
 
 def rpc_sync(

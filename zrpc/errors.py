@@ -19,6 +19,7 @@ sentence from them: what failed, on which worker, why, and what to do next.
     |   |-- BrokerUnreachable          no answer from the broker's address
     |   |-- UnknownWorker              nobody of that name (lists the known)
     |   |-- WorkerLost                 the worker died or left while we waited for it
+    |   |-- WorkerDraining             the worker is about to leave and takes no new work
     |   `-- RRefLost                   the owner of the reference is gone
     |-- Refused                        the other side answered, and said no
     |   |-- NameTaken                  a living worker has the name
@@ -192,6 +193,20 @@ class WorkerLost(Unavailable):
         super().__init__(
             f"worker {worker!r} was lost{doing}: {why}. Work in flight there may or may not have run; "
             "calls to the name work again once it has rejoined."
+        )
+
+
+class WorkerDraining(Unavailable):
+    """The worker is about to leave and takes no new work; the call was not started."""
+
+    def __init__(self, worker: str, why: str, function: str = "") -> None:
+        self.worker = worker
+        self.why = why
+        self.function = function
+        what = f"the call of {function}" if function else "the call"
+        super().__init__(
+            f"worker {worker!r} is leaving ({why}) and takes no new work: {what} was not started. "
+            "Make it again on another worker, or here once the name is back."
         )
 
 

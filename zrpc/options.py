@@ -54,12 +54,12 @@ class AgentOptions:
     """Local connections beside the encrypted ones, for workers of this user on this host; `ZRPC_LANES=off` has none."""
     shared_memory_bytes: int = 1 << 30
     """Shared memory for large tensors to workers of this host, at most; what finds no room goes through sockets."""
-    heartbeat_interval: float = 0.5
-    """How often the agent reports to the broker."""
+    drain_timeout: float = 30.0
+    """How long a worker that leaves goes on with calls that it has begun to serve."""
 
     def __post_init__(self) -> None:
         problems = []
-        for field in ("rpc_timeout", "init_timeout"):
+        for field in ("rpc_timeout", "init_timeout", "drain_timeout"):
             value = getattr(self, field)
             if not isinstance(value, (int, float)) or value < 0:
                 problems.append(f"{field}: expected seconds, 0 or more, not {value!r}")
@@ -72,8 +72,6 @@ class AgentOptions:
             problems.append(f"max_message_bytes: expected at least 1024, not {self.max_message_bytes!r}")
         if not isinstance(self.shared_memory_bytes, int) or self.shared_memory_bytes < 0:
             problems.append(f"shared_memory_bytes: expected a number, 0 or more, not {self.shared_memory_bytes!r}")
-        if not self.heartbeat_interval > 0:
-            problems.append(f"heartbeat_interval: expected seconds above 0, not {self.heartbeat_interval!r}")
         if problems:
             raise ConfigError("agent options", problems)
 

@@ -28,7 +28,7 @@ PAGE = Path(__file__).resolve().parent.parent / "operations.md"
 
 KEYS: Mapping[str, str] = {
     "Broker.bind": "Where the launcher's broker listens.",
-    "ClusterConfig.broker": "The broker in the launcher.",
+    "ClusterConfig.broker": "The cluster's broker.",
     "ClusterConfig.job": "The program that uses the cluster; the cluster ends with it. Without one it runs until stopped.",
     "ClusterConfig.options": "Options of all agents.",
     "ClusterConfig.roles": "The workers, by role. NAME is of your choice.",
@@ -42,7 +42,6 @@ KEYS: Mapping[str, str] = {
     "Role.count": "How many workers.",
     "Role.restart": "When a worker that failed is started again.",
     "Role.start_timeout": "From the start of a process until it must have joined.",
-    "Options.heartbeat_interval": "No effect yet: the broker says how often its members report.",
 }
 """Meanings that the code does not say where the key is, or says otherwise for other readers."""
 
@@ -60,6 +59,7 @@ REMEDIES: Mapping[str, str] = {
     "BrokerUnreachable": "is the broker running, is the address right, is it the same key file?",
     "UnknownWorker": "the message lists who is known; did it join, did it die?",
     "WorkerLost": "what was under way there may or may not have run; calls to the name work again once it is back",
+    "WorkerDraining": "nothing was started: call another worker, or the name again once it is back",
     "RRefLost": "the value died with its owner: make it again",
     "NameTaken": "use another name, or stop the holder, which the message names",
     "JoinRefused": "the message says why: rank, group size, or a full cluster",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from member_world import EPOCH_MS, Node, World
 
+from zrpc.errors import ConfigError
 from zrpc.protocol.effects import Departure, Fenced, JoinFailed, MemberGone, MemberUp
 from zrpc.protocol.membership import Book, Changes, RegistryOptions
 from zrpc.wire.messages import Gone, Member
@@ -169,3 +171,18 @@ def test_a_roster_is_packed_once_for_each_change() -> None:
     assert changes.roster().packed() is first.packed()
     changes.add(member("b", 1, 2))
     assert changes.roster() is not first
+
+
+@pytest.mark.parametrize(("beat", "death", "silence"), [(0.5, 0.9, 30.0), (0.5, 3.0, 2.0)])
+def test_times_that_would_kill_the_living_are_refused(beat: float, death: float, silence: float) -> None:
+    with pytest.raises(ConfigError, match="expected heartbeat_interval"):
+        RegistryOptions.made_of(beat, death, silence)
+
+
+@pytest.mark.parametrize("death", [0.2, 1.0, 3.0, 60.0])
+def test_a_connection_without_a_sign_of_life_is_lost_before_the_death_timeout(death: float) -> None:
+    options = RegistryOptions.made_of(0.1, death, 60.0)
+    ask, wait = options.connection_heartbeats_ms
+    assert 0 < ask < wait
+    assert (ask + wait) / 1000 + options.loss_grace <= death
+    assert RegistryOptions.made_of(0.5, 3.0, 30.0) == RegistryOptions()

@@ -9,11 +9,13 @@ from zrpc.errors import InvalidName, InvalidTransition, JoinRefused, NameTaken, 
 from zrpc.protocol.effects import (
     Arrival,
     Departure,
+    Drain,
     Exit,
     Expectation,
     Fenced,
     Joined,
     JoinFailed,
+    MemberDraining,
     MemberGone,
     MemberUp,
     RouteLoss,
@@ -523,3 +525,44 @@ def test_a_life_that_was_declared_dead_does_not_return_with_another_broker(is_to
     world.run(4)
     assert again.session.state == ("up" if is_told else "refused")
     assert set(b.session.members) == {"a", "b"}
+
+
+# ------------------------------------------------------------------------------------------------ draining
+
+
+def test_who_drains_is_shown_to_all_until_it_leaves() -> None:
+    world = World()
+    a, b = world.add("a"), world.add("b")
+    world.run(0.1)
+    world.command(a, Drain())
+    world.run(0.1)
+    (told,) = b.heard(MemberDraining)
+    assert (told.member.name, told.member.state) == ("a", "draining")
+    assert b.session.members["a"].state == "draining"
+    late = world.add("c")
+    assert late.session.members["a"].state == "draining"
+    assert len(b.heard(MemberDraining)) == 1
+    world.command(a, Departure("done"))
+    world.run(0.1)
+    (gone,) = b.heard(MemberGone)
+    assert (gone.why, gone.cause) == ("done", "left")
+    assert world.add("a").session.members["a"].state == "up"
+
+
+def test_a_death_is_told_from_a_leave() -> None:
+    world = World()
+    a, b = world.add("a"), world.add("b")
+    world.run(0.1)
+    world.crash(a)
+    world.run(1)
+    assert [news.cause for news in b.heard(MemberGone)] == ["died"]
+
+
+def test_draining_outlives_a_restart_of_the_broker() -> None:
+    world = World()
+    a, b = world.add("a"), world.add("b")
+    world.command(a, Drain())
+    world.restart_broker()
+    world.run(2)
+    assert b.session.members["a"].state == "draining"
+    assert not b.heard(MemberGone)

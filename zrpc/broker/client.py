@@ -30,6 +30,7 @@ from zrpc.protocol.effects import (
     Counts,
     CountsWanted,
     Departure,
+    Drain,
     Effect,
     Inquiry,
     Joined,
@@ -47,6 +48,7 @@ from zrpc.protocol.effects import (
 from zrpc.protocol.session import MEMBER_STATES, Session
 from zrpc.transport.base import Link, Transport
 from zrpc.transport.poller import Poller
+from zrpc.transport.watch import LinkWatch
 from zrpc.wire.envelope import unpack
 from zrpc.wire.limits import MIB, Limits
 from zrpc.wire.messages import TO_MEMBER, GroupProgress, Hello, Member, Welcome, read, seal
@@ -65,23 +67,6 @@ WHY_SILENT: Final[Mapping[str, str]] = {
 }
 
 logger = logging.getLogger(__name__)
-
-
-class LinkWatch:
-    """The connection events of a link, as an input: `receive` returns one, or None when there is none now."""
-
-    def __init__(self, link: Link, fd: int) -> None:
-        self._link = link
-        self._fd = fd
-        self._events: list[str] = []
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def receive(self) -> str | None:
-        if not self._events:
-            self._events = self._link.events()
-        return self._events.pop(0) if self._events else None
 
 
 def _no_counts() -> Counts:
@@ -364,6 +349,10 @@ class BrokerClient:
         """
         self._counts = counts
         self._command(ShutdownWish(counts()))
+
+    def drain(self) -> None:
+        """Tell the cluster that this process takes no new work. Raises `InvalidTransition` when it is no member."""
+        self._command(Drain())
 
     def report_counts(self) -> None:
         """The counts have changed; nothing happens when `begin_shutdown` was not called."""

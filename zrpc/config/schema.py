@@ -152,7 +152,7 @@ class Options(Model):
     max_message_bytes: Bytes | None = None
     lanes: Flag | None = None
     shared_memory_bytes: Annotated[int, Field(strict=True, ge=0), Expect("a number of bytes, 0 or more")] | None = None
-    heartbeat_interval: SomeSeconds | None = None
+    drain_timeout: Seconds | None = None
 
     def given(self) -> dict[str, Any]:
         """Only what was written, as fields of `AgentOptions`."""
@@ -213,9 +213,16 @@ class Job(Program):
 
 
 class Broker(Model):
-    """The broker in the launcher."""
+    """The cluster's broker."""
 
     bind: Bind = "tcp://127.0.0.1:0"
+    heartbeat_interval: SomeSeconds = 0.5
+    """How often each member reports to the broker."""
+    death_timeout: SomeSeconds = 3.0
+    """A member that is stopped or cut off counts as dead before this long has passed."""
+    silence_timeout: SomeSeconds = 30.0
+    """A member whose connection stands but that reports nothing is dead after this long: one call of a C library can keep
+    Python from reporting for seconds."""
 
 
 class ClusterConfig(Model):
@@ -223,7 +230,7 @@ class ClusterConfig(Model):
 
     cluster: Name = "zrpc"
     """Names the cluster, in keys and tables."""
-    broker: Annotated[Broker, Expect("a map with the key bind")] = Broker()
+    broker: Annotated[Broker, Expect("a map that describes the broker")] = Broker()
     roles: Annotated[
         dict[
             Annotated[str, AfterValidator(_valid_name)],

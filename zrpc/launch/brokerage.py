@@ -21,8 +21,11 @@ class RunningBroker:
             elif isinstance(news, StopRequested) and news.names is None:
                 request.stop_asked(news.why or "zrpc stop")
 
-        self._transport = ZmqTransport(request.keyring, "broker")
-        self._server = BrokerServer(self._transport, request.bind, cluster=request.cluster, on_event=take)
+        options = request.options
+        self._transport = ZmqTransport(request.keyring, "broker", broker_heartbeats_ms=options.connection_heartbeats_ms)
+        self._server = BrokerServer(
+            self._transport, request.bind, cluster=request.cluster, options=options, on_event=take
+        )
         try:
             self._server.start()
         except BaseException:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from zrpc.launch.brokerage import start_broker
@@ -15,6 +15,7 @@ from zrpc.launch.exits import INTERRUPTED, SUCCESS
 from zrpc.launch.launcher import BrokerRequest
 from zrpc.launch.rundir import RunDirectory
 from zrpc.launch.signals import signals_told
+from zrpc.protocol.membership import RegistryOptions
 from zrpc.transport.curve import Keyring, load_key_file, new_keyring, write_key_file
 
 Say = Callable[[str], None]
@@ -30,6 +31,7 @@ class BrokerOrder:
     new_key: Path | None = None
     expected: tuple[str, ...] = ()
     secure: bool = True
+    options: RegistryOptions = field(default_factory=RegistryOptions)
 
 
 def run_broker(order: BrokerOrder, environ: Mapping[str, str], say: Say) -> int:
@@ -50,6 +52,7 @@ def run_broker(order: BrokerOrder, environ: Mapping[str, str], say: Say) -> int:
                 joined=lambda name: say(f"{name} has joined"),
                 stop_asked=lambda why: ends.put(SUCCESS),
                 expected=order.expected,
+                options=order.options,
             )
             broker = start_broker(request)
             try:

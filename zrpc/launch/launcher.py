@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -23,6 +23,7 @@ from zrpc.launch.printer import Printer
 from zrpc.launch.processes import GuardedSpawner, Spawner
 from zrpc.launch.rundir import RunDirectory
 from zrpc.launch.signals import signals_told
+from zrpc.protocol.membership import RegistryOptions
 from zrpc.transport.curve import Keyring, new_keyring, write_key_file
 
 BROKER_STOP_SECONDS = 1.0
@@ -54,6 +55,7 @@ class BrokerRequest:
     stop_asked: Callable[[str], None]
     expected: tuple[str, ...] = ()
     """Workers that will come; their ids follow this order."""
+    options: RegistryOptions = field(default_factory=RegistryOptions)
 
 
 StartBroker = Callable[[BrokerRequest], Broker]
@@ -144,8 +146,10 @@ class Launcher:
         if keyring is not None:
             write_key_file(keyring, directory.key_file)
         workers = tuple(charge.name for charge in charges_of(config) if not charge.is_job)
+        times = config.broker
+        options = RegistryOptions.made_of(times.heartbeat_interval, times.death_timeout, times.silence_timeout)
         request = BrokerRequest(
-            config.cluster, config.broker.bind, keyring, mailbox.joined, mailbox.stop_asked, workers
+            config.cluster, config.broker.bind, keyring, mailbox.joined, mailbox.stop_asked, workers, options
         )
         broker = self._start_broker(request)
         stack.callback(lambda: broker.stop(BROKER_STOP_SECONDS))

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from zrpc import api
+from zrpc import api, lifecycle
 from zrpc.errors import RemoteFault, ZrpcError
 from zrpc.launch.entries import load_entry, load_modules
 from zrpc.launch.literals import parse_call_arguments
@@ -25,7 +25,7 @@ JOIN_TIMEOUT = 10.0
 
 def serve_to_the_end() -> int:
     """Serve until told to stop, and leave; 1 if this worker was put out of the cluster, so that it may be restarted."""
-    api.serve()
+    lifecycle.serve()
     fenced = current_agent().fenced
     # Told to stop: the others may be gone already, so there is nobody to wait for.
     api.shutdown(graceful=False)

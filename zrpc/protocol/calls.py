@@ -97,6 +97,10 @@ class CallTable(Generic[T]):
         self._deadlines.clear()
         return calls
 
+    def workers(self) -> set[WorkerKey]:
+        """The workers that calls wait for."""
+        return {key for key, _ in self._pending.values()}
+
     def next_deadline(self) -> float | None:
         """When `expire` must be called next."""
         heap = self._deadlines

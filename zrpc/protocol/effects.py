@@ -103,6 +103,11 @@ class Inquiry:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """The member takes no new work from now on; it will leave."""
+
+
+@dataclass(frozen=True, slots=True)
 class Departure:
     """The member leaves now."""
 
@@ -177,6 +182,15 @@ class MemberGone:
 
     member: Member
     why: str
+    cause: str = "died"
+    """'died' or 'left'."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberDraining:
+    """A worker finishes what it has begun and takes no new work; it will leave."""
+
+    member: Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +257,7 @@ News = (
     | Waiting
     | MemberUp
     | MemberGone
+    | MemberDraining
     | GroupFailed
     | StopRequested
     | Fenced

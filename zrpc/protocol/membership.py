@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from zrpc.errors import InvalidTransition
+from zrpc.errors import ConfigError, InvalidTransition
 from zrpc.ids import MAX_LIFE
 from zrpc.wire.messages import Gone, Hello, Member, Members, Roster, join_rows, pack_member
 
@@ -27,6 +27,8 @@ ABSENT: Final = "absent"
 WAITING: Final = "waiting"
 UP: Final = "up"
 GONE: Final = "gone"
+DRAINING: Final = "draining"
+"""How a member that is up, but takes no new work, is shown to others."""
 LIVING: Final = (WAITING, UP)
 
 LIFECYCLE: Final[dict[tuple[str, str], str]] = {
@@ -41,6 +43,7 @@ LIFECYCLE: Final[dict[tuple[str, str], str]] = {
     (UP, "left"): GONE,
 }
 
+LOSS_GRACE: Final = 0.3
 INCARNATION_SHIFT: Final = 12
 """An incarnation is the milliseconds of the broker's start and a counter: 4,096 for each millisecond that it runs, so
 that a broker restarted later begins above."""
@@ -60,12 +63,32 @@ class RegistryOptions:
     silence_timeout: float = 30.0
     """A member whose connection stands, but that has not been heard of for this long, is dead. Much longer: ZeroMQ's own
     heartbeats show that its process lives, and one call of a C library can keep Python from beating for seconds."""
-    loss_grace: float = 0.3
+    loss_grace: float = LOSS_GRACE
     """A member whose connection closed and that is not back after this long is dead."""
     flush_interval: float = 0.02
     """Changes of the membership are collected for this long."""
     progress_interval: float = 1.0
     """How often waiting members are told who is missing."""
+
+    @property
+    def connection_heartbeats_ms(self) -> tuple[int, int]:
+        """How often the connections are asked for a sign of life, and how long is waited for it: milliseconds. Both
+        together, and the grace of a lost connection, are less than `death_timeout`."""
+        return max(1, min(500, int(self.death_timeout * 1000 / 6))), max(2, int(self.death_timeout * 500))
+
+    @classmethod
+    def made_of(cls, heartbeat_interval: float, death_timeout: float, silence_timeout: float) -> RegistryOptions:
+        """Options with these times. Raises `ConfigError` when a member could be declared dead between two beats."""
+        if death_timeout < 2 * heartbeat_interval or silence_timeout < death_timeout:
+            raise ConfigError(
+                "the broker's times",
+                [
+                    f"expected heartbeat_interval * 2 <= death_timeout <= silence_timeout, not {heartbeat_interval:g} * 2, "
+                    f"{death_timeout:g}, {silence_timeout:g}"
+                ],
+            )
+        return cls(heartbeat_interval, death_timeout, silence_timeout, min(LOSS_GRACE, death_timeout / 10))
+
     is_successor: bool = False
     """This cluster has had a broker before: names that this one does not know may have lived, so their lives begin at a
     number that no earlier broker gave. Found out without being told as soon as a member of the earlier one returns."""
@@ -84,6 +107,7 @@ class Record:
         "hello",
         "id",
         "incarnation",
+        "is_draining",
         "joined_at",
         "life",
         "lost_at",
@@ -111,6 +135,7 @@ class Record:
         self.statistics: dict[str, int | float] = {}
         self.stop_why: str | None = None
         self.by_will = False
+        self.is_draining = False
         self.why = ""
 
     def __repr__(self) -> str:
@@ -142,7 +167,7 @@ class Record:
             self.life,
             hello.address,
             hello.role,
-            self.state,
+            DRAINING if self.is_draining and self.state == UP else self.state,
             hello.pid,
             hello.host,
             hello.software,

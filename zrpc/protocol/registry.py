@@ -16,34 +16,28 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from zrpc.clock import earliest
-from zrpc.errors import InvalidName, JoinRefused, NameTaken, StaleIncarnation, ZrpcError
+from zrpc.errors import StaleIncarnation
 from zrpc.ids import check_name
+from zrpc.protocol.admission import Admission
 from zrpc.protocol.effects import (
     Announce,
     Arrival,
-    Broadcast,
     Counts,
     Effect,
     Exit,
     Expectation,
-    GroupFailed,
-    MemberGone,
-    MemberUp,
     RouteLoss,
     Send,
     StopDemand,
     StopRequested,
     Tick,
 )
-from zrpc.protocol.groups import Groups
-from zrpc.protocol.membership import ABSENT, UP, WAITING, Book, Changes, Record, RegistryOptions
-from zrpc.protocol.shutdown import Ask, Barrier, Release
+from zrpc.protocol.membership import UP, Record, RegistryOptions
 from zrpc.wire.messages import (
     MAX_TOLD,
     Answer,
     Beat,
     Challenge,
-    Gone,
     Goodbye,
     Hello,
     Message,
@@ -52,7 +46,6 @@ from zrpc.wire.messages import (
     ShutdownReport,
     ShutdownState,
     Stop,
-    Welcome,
 )
 
 STALL: Final = 1.0
@@ -65,23 +58,11 @@ RESEND: Final = 1.0
 """Seconds between two snapshots to a member that is behind."""
 
 
-class Registry:
+class Registry(Admission):
     """Who is a member of the cluster. `epoch_ms`: the wall clock at this start of the broker, in milliseconds."""
 
     def __init__(self, cluster: str, epoch_ms: int, now: float, options: RegistryOptions | None = None) -> None:
-        self.cluster = cluster
-        self.options = options or RegistryOptions()
-        self.book = Book(epoch_ms, self.options)
-        self.epoch = self.book.epoch
-        self.changes = Changes(self.epoch)
-        self.groups = Groups(self.options.heartbeat_interval)
-        self.barrier = Barrier()
-        self.refused: dict[str, int] = {}
-        """HELLOs that were refused, by the error's type."""
-        self._flush_at: float | None = None
-        self._progress_at: float | None = None
-        self._progress_not_before = now
-        self._deaths: list[tuple[float, int, int]] = []
+        super().__init__(cluster, epoch_ms, now, options)
         self._no_deaths_before = now
         self._return_until = now + self.options.death_timeout
         self._newcomers_from = now + FIRST_RETURN if self.options.is_successor else now
@@ -146,24 +127,6 @@ class Registry:
         heapq.heappush(self._deaths, (deadline, worker_id, incarnation))
         return []
 
-    def _flush(self, now: float) -> list[Effect]:
-        self._flush_at = None
-        if not self.changes.is_pending:
-            return []
-        routes = tuple(route for route, record in self.book.by_route.items() if record.state == UP)
-        delta = self.changes.take_delta()
-        return [Broadcast(delta, routes)] if routes else []
-
-    def _tell_waiting(self, now: float) -> list[Effect]:
-        self._progress_at = None
-        self._progress_not_before = now + self.options.progress_interval
-        effects: list[Effect] = []
-        for progress, records in self.groups.waiting():
-            routes = tuple(record.route for record in records if record.route is not None)
-            if routes:
-                effects.append(Broadcast(progress, routes))
-        return effects
-
     # ------------------------------------------------------------------------------------------ arrivals
 
     def _on_arrival(self, event: Arrival, now: float) -> list[Effect]:
@@ -190,6 +153,8 @@ class Registry:
     def _on_beat(self, record: Record, message: Beat, now: float) -> list[Effect]:
         record.statistics = message.statistics
         effects: list[Effect] = []
+        if message.draining and record.state == UP and not record.is_draining:
+            effects += self._drain(record, now)
         if record.stop_why is not None and not message.stopping:
             effects.append(self._stop(record, record.stop_why))
         behind = message.sequence < self.changes.told and now >= record.refreshed_at + RESEND
@@ -232,227 +197,7 @@ class Registry:
             effects.append(Send(state, record.route, record.incarnation))
         return effects
 
-    def _perform(self, decisions: list[Ask | Release]) -> list[Effect]:
-        effects: list[Effect] = []
-        for decision in decisions:
-            records = [self.book.by_id[worker_id] for worker_id in decision.ids]
-            routes = tuple(record.route for record in records if record.route is not None)
-            state = ShutdownState(self.barrier.round, isinstance(decision, Release))
-            if routes:
-                effects.append(Broadcast(state, routes))
-        return effects
-
-    # --------------------------------------------------------------------------------------------- HELLO
-
-    def _on_hello(self, route: bytes, hello: Hello, now: float) -> list[Effect]:
-        try:
-            check_name(hello.name)
-        except InvalidName as error:
-            return self._refuse_newcomer(route, hello, error, now)
-        if self.groups.failure is not None and hello.strict and hello.world_size:
-            return [*self._refuse(route, hello, self.groups.failure), self._note_failure(hello.nonce)]
-        other = self.book.by_route.get(route)
-        if other is not None and other.name != hello.name:
-            return self._refuse(route, hello, JoinRefused(f"this connection is that of worker {other.name!r}."))
-        record = self.book.by_name.get(hello.name)
-        if hello.incarnation:
-            return self._on_return(route, hello, record, now)
-        if record is not None and record.hello is not None and record.hello.nonce == hello.nonce:
-            if record.is_living:
-                return self._answer_again(route, record, now)
-            if record.by_will:
-                return []  # a HELLO that was overtaken by its own GOODBYE
-        if record is not None and record.is_living:
-            if record.lost_at is not None:
-                return []  # the holder is likely dead; the newcomer asks again, when that is known
-            holder = record.member()
-            where = f"process {holder.pid} on {holder.host}" if holder.host else holder.address
-            return self._refuse_newcomer(route, hello, NameTaken(hello.name, where), now)
-        return self._on_newcomer(route, hello, record, now)
-
-    def _answer_again(self, route: bytes, record: Record, now: float) -> list[Effect]:
-        self.book.connect(record, route, now)
-        if record.state == WAITING:
-            return [Send(self.groups.progress(record), route)]
-        return [self._welcome(record, now)]
-
-    def _on_newcomer(self, route: bytes, hello: Hello, record: Record | None, now: float) -> list[Effect]:
-        if now < self._newcomers_from:
-            return []  # it asks again; members of the earlier broker, who have ids, come first
-        error = self._limit_refusal() or self.groups.refusal(hello) or self._rank_refusal(hello, record)
-        if error is not None:
-            return self._refuse_newcomer(route, hello, error, now)
-        record = self.book.claim(hello.name, hello.id)
-        self.book.begin_life(record)
-        self._begin(record, "joined", route, hello, now)
-        self.groups.add(record, waits=True)
-        return self._after_change(now, record)
-
-    def _refuse_newcomer(self, route: bytes, hello: Hello, error: ZrpcError, now: float) -> list[Effect]:
-        """Refuse a process that is not a member. With it a strict static group fails: all who wait are refused too."""
-        effects = self._refuse(route, hello, error)
-        if not self.groups.fails_with(hello):
-            return effects
-        self.groups.failure = error
-        told = self._note_failure(hello.nonce)
-        for record in self.groups.waiting_static():
-            if record.hello is not None and record.route is not None:
-                effects.append(Send(Refusal.of(error, record.hello.nonce), record.route))
-                told = self._note_failure(record.hello.nonce)
-            effects += self._end(record, "left", "its group failed", now)
-        return [*effects, told]
-
-    def _note_failure(self, nonce: int) -> Announce:
-        groups = self.groups
-        groups.failure_told.add(nonce)
-        assert groups.failure is not None
-        return Announce(GroupFailed(groups.failure, len(groups.failure_told)))
-
-    def _limit_refusal(self) -> ZrpcError | None:
-        limit = self.options.max_members
-        if self.book.living_count < limit:
-            return None
-        return JoinRefused(f"the cluster has {limit} members, as many as its broker takes.")
-
-    def _rank_refusal(self, hello: Hello, record: Record | None) -> ZrpcError | None:
-        """A static member gets the rank that it asks for, or nothing; others take what is free."""
-        if not hello.world_size or hello.id < 0:
-            return None
-        why = None
-        if record is not None and record.state != ABSENT:
-            why = f"and has id {record.id} in this cluster already" if record.id != hello.id else None
-        elif not self.book.is_id_free(hello.id, hello.name):
-            holder = self.book.by_id.get(hello.id)
-            why = "which " + (f"is that of worker {holder.name!r}" if holder is not None else "was used before")
-        return None if why is None else JoinRefused(f"worker {hello.name!r} asks for rank {hello.id}, {why}.")
-
-    def _on_return(self, route: bytes, hello: Hello, record: Record | None, now: float) -> list[Effect]:
-        """A member says HELLO again: its connection was renewed, or this broker does not know it (any more)."""
-        if record is not None and record.incarnation == hello.incarnation:
-            if record.is_living:
-                record.hello = hello
-                self.book.connect(record, route, now)
-                return [self._welcome(record, now)] if record.state == UP else self._answer_again(route, record, now)
-            # Others were told that this life is over, and have given up what was here: it cannot go on as if it were not.
-            stale = StaleIncarnation(
-                f"worker {record.name!r} has ended, as far as this broker knows ({record.why}), and everybody was told so. "
-                "Start it again: it will be a new incarnation."
-            )
-            return self._refuse(route, hello, stale)
-        if record is not None and (record.incarnation > hello.incarnation or record.id != hello.id):
-            return self._refuse(route, hello, self._newer_life(hello.name))
-        if not self.book.is_id_free(hello.id, hello.name):
-            stale = StaleIncarnation(f"the id {hello.id} of worker {hello.name!r} has another worker now.")
-            return self._refuse(route, hello, stale)
-        effects: list[Effect] = []
-        if record is not None and record.is_living:
-            if record.route is not None:
-                stale = self._newer_life(hello.name)
-                effects.append(Send(Refusal.of(stale), record.route, record.incarnation))
-            effects += self._end(record, "died", "its name has a newer life", now)
-        return effects + self._adopt(route, hello, self.book.claim(hello.name, hello.id), now)
-
-    @staticmethod
-    def _newer_life(name: str) -> StaleIncarnation:
-        return StaleIncarnation(f"the name {name!r} has a newer life; this one is over.")
-
-    def _adopt(self, route: bytes, hello: Hello, record: Record, now: float) -> list[Effect]:
-        error = self._limit_refusal()
-        if error is not None:
-            return self._refuse(route, hello, error)
-        self.book.note_survivor(hello.incarnation)
-        if hello.incarnation < self.epoch:
-            self._newcomers_from = self._return_until
-        record.incarnation = hello.incarnation
-        record.life = max(record.life, hello.life)
-        self._begin(record, "adopted", route, hello, now)
-        self.groups.add(record, waits=False)
-        self._enter_up(record, now)
-        return [Announce(MemberUp(record.member())), self._welcome(record, now), *self._after_change(now, None)]
-
-    def _begin(self, record: Record, cause: str, route: bytes, hello: Hello, now: float) -> None:
-        record.move(cause)
-        record.hello = hello
-        record.joined_at = record.refreshed_at = now
-        record.stop_why = None
-        record.by_will = False
-        record.why = ""
-        record.statistics = {}
-        self.book.connect(record, route, now)
-        self.book.note_living(record)
-        first = min(self.options.death_timeout, self.options.silence_timeout)
-        heapq.heappush(self._deaths, (now + first, record.id, record.incarnation))
-
-    def _refuse(self, route: bytes, hello: Hello, error: ZrpcError) -> list[Effect]:
-        name = type(error).__name__
-        self.refused[name] = self.refused.get(name, 0) + 1
-        return [Send(Refusal.of(error, hello.nonce), route)]
-
-    def _welcome(self, record: Record, now: float) -> Send:
-        assert record.hello is not None
-        assert record.route is not None
-        record.refreshed_at = now
-        options = self.options
-        welcome = Welcome(
-            record.hello.nonce,
-            record.id,
-            record.incarnation,
-            record.life,
-            self.cluster,
-            self.epoch,
-            self.changes.sequence,
-            options.heartbeat_interval,
-            options.death_timeout,
-            self.changes.roster(),
-        )
-        return Send(welcome, record.route)
-
-    # ----------------------------------------------------------------------------------- coming and going
-
-    def _after_change(self, now: float, newcomer: Record | None) -> list[Effect]:
-        """Let in who waits for nothing any more; tell the others how it stands."""
-        ready = self.groups.take_ready()
-        for record in ready:
-            record.move("admitted")
-            self._enter_up(record, now)
-        effects: list[Effect] = []
-        for record in ready:
-            effects.append(Announce(MemberUp(record.member())))
-            if record.route is not None:
-                effects.append(self._welcome(record, now))
-        if self.groups.has_waiting:
-            if newcomer is not None and newcomer.state == WAITING and newcomer.route is not None:
-                effects.append(Send(self.groups.progress(newcomer), newcomer.route))
-            if self._progress_at is None:
-                self._progress_at = max(now + self.options.flush_interval, self._progress_not_before)
-        return effects
-
-    def _enter_up(self, record: Record, now: float) -> None:
-        self.changes.add(record.member())
-        if self._flush_at is None:
-            self._flush_at = now + self.options.flush_interval
-        if record.is_static:
-            self.barrier.enter(record.id)
-        else:
-            self.barrier.is_closed_group = False
-
-    def _end(self, record: Record, cause: str, why: str, now: float, by_will: bool = False) -> list[Effect]:
-        """A life is over. `by_will`: it cannot come back (it left, or its process has ended)."""
-        was_up = record.state == UP
-        member = record.member()
-        record.move(cause)
-        record.by_will = by_will or cause == "left"
-        record.why = why
-        self.groups.remove(record)
-        effects: list[Effect] = [Announce(MemberGone(member, why))]
-        if was_up:
-            self.changes.remove(Gone(record.name, record.id, record.incarnation, why[:1024]))
-            if self._flush_at is None:
-                self._flush_at = now + self.options.flush_interval
-            decisions = self.barrier.leave(record.id, now, lost=cause == "died")
-            effects += self._perform(decisions)
-        self.book.note_dead(record)
-        return effects + self._after_change(now, None)
+    # ------------------------------------------------------------------------------------- other events
 
     def _on_route_loss(self, event: RouteLoss, now: float) -> list[Effect]:
         record = self.book.by_route.pop(event.route, None)

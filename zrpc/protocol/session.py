@@ -36,6 +36,7 @@ from zrpc.protocol.effects import (
     Counts,
     CountsWanted,
     Departure,
+    Drain,
     Effect,
     Fenced,
     Held,
@@ -43,6 +44,7 @@ from zrpc.protocol.effects import (
     Joined,
     JoinFailed,
     LinkChange,
+    MemberDraining,
     MemberGone,
     MemberUp,
     Released,
@@ -54,6 +56,7 @@ from zrpc.protocol.effects import (
     Tick,
     Waiting,
 )
+from zrpc.protocol.membership import DRAINING
 from zrpc.wire.messages import (
     MAX_TOLD,
     MAX_WHY,
@@ -101,6 +104,7 @@ COMMANDS: Final[Mapping[type[Any], tuple[str, ...]]] = {
     Start: ("new",),
     Report: MEMBER_STATES,
     Inquiry: MEMBER_STATES,
+    Drain: MEMBER_STATES,
     ShutdownWish: ("up", "ending"),
 }
 """The states in which the owner may do each thing; in others it is an `InvalidTransition`."""
@@ -123,6 +127,7 @@ class Session:
         self.heartbeat_interval = HELLO_INTERVAL
         self.connected = True
         self.stopping = False
+        self.draining = False
         self._death_timeout = 3.0
         self._broker_lost = False
         self._round = 0
@@ -150,6 +155,7 @@ class Session:
             Start: self._on_start,
             Report: self._on_report,
             Inquiry: self._on_inquiry,
+            Drain: self._on_drain,
             ShutdownWish: self._on_shutdown_wish,
             Departure: self._on_departure,
             LinkChange: self._on_link_change,
@@ -196,7 +202,11 @@ class Session:
     def _beat(self, now: float) -> Send:
         if self.state != "ending":
             self._next_send = now + self.heartbeat_interval
-        return Send(Beat(self.sequence, self.stopping, dict(self.statistics)))
+        return Send(Beat(self.sequence, self.stopping, dict(self.statistics), self.draining))
+
+    def _on_drain(self, event: Drain, now: float) -> list[Effect]:
+        self.draining = True  # every beat says it, so one that is lost does no harm
+        return [self._beat(now)] if self.connected else []
 
     def _on_inquiry(self, event: Inquiry, now: float) -> list[Effect]:
         return [Send(Resolve(self.sequence))]
@@ -341,7 +351,7 @@ class Session:
         self.sequence = message.sequence
         effects: list[Effect] = []
         for gone in message.gone:
-            effects += self._take_gone(gone.id, gone.incarnation, gone.why)
+            effects += self._take_gone(gone.id, gone.incarnation, gone.why, gone.cause)
         for member in message.up.members:
             effects += self._take_up(member)
         return effects + self._contradict(now)
@@ -365,7 +375,7 @@ class Session:
         self._unconfirmed.pop(member.id, None)
         known = self.members_by_id.get(member.id)
         if known is not None and known.incarnation == member.incarnation:
-            return []
+            return self._take_change(known, member)
         key = member.id, member.incarnation
         if key in self._over:
             self._returned[key] = Gone(member.name, *key, self._over[key])
@@ -385,7 +395,14 @@ class Session:
         self._next_resolve = now + HELLO_INTERVAL
         return [Send(Resolve(self.sequence, tuple(self._returned.values())[:MAX_TOLD]))]
 
-    def _take_gone(self, member_id: int, incarnation: int, why: str) -> list[Effect]:
+    def _take_change(self, known: Member, member: Member) -> list[Effect]:
+        """The same life, of which something else may be said now."""
+        if member.state == known.state:
+            return []
+        self.members[member.name] = self.members_by_id[member.id] = member
+        return [Announce(MemberDraining(member))] if member.state == DRAINING and member.id != self.id else []
+
+    def _take_gone(self, member_id: int, incarnation: int, why: str, cause: str = "died") -> list[Effect]:
         self._returned.pop((member_id, incarnation), None)
         known = self.members_by_id.get(member_id)
         if known is None or known.incarnation != incarnation or member_id == self.id:
@@ -397,7 +414,7 @@ class Session:
         del self.members_by_id[member_id]
         if self.members.get(known.name) is known:
             del self.members[known.name]
-        return [Announce(MemberGone(known, why))]
+        return [Announce(MemberGone(known, why, cause))]
 
     def _give_up_unconfirmed(self) -> list[Effect]:
         effects: list[Effect] = []

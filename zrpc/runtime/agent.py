@@ -29,12 +29,14 @@ from zrpc.errors import (
 )
 from zrpc.ids import GloballyUniqueId, LocalIds, WorkerInfo
 from zrpc.options import AgentOptions
+from zrpc.protocol.calls import WorkerKey
 from zrpc.protocol.effects import (
     BrokerBack,
     BrokerLost,
     Counts,
     Fenced,
     Held,
+    MemberDraining,
     MemberGone,
     MemberUp,
     News,
@@ -46,6 +48,7 @@ from zrpc.runtime.callee import Asker, Callee
 from zrpc.runtime.caller import Caller
 from zrpc.runtime.context import running
 from zrpc.runtime.directory import ClusterClient, MemberDirectory
+from zrpc.runtime.draining import Draining
 from zrpc.runtime.eventloop import EventLoop
 from zrpc.runtime.executor import Executor
 from zrpc.runtime.futures import Future, complete
@@ -60,6 +63,8 @@ from zrpc.runtime.references import References
 from zrpc.runtime.remotes import Handle, Remotes
 from zrpc.runtime.retrying import Retrying
 from zrpc.runtime.values import Values
+from zrpc.runtime.vigil import Vigil
+from zrpc.runtime.watch import MembershipWatch
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.pickler import Hooks
 from zrpc.telemetry.metrics import CallMeter
@@ -159,6 +164,9 @@ class Agent:
             identity, self.values, self.code, self.references, self.executor, self.meter, limits, self.loop, clock
         )
         self.inspection = Inspection(self, clock)
+        self.leaving = Draining(identity, self.callee, self.caller, self.executor, client, clock)
+        self.vigil = Vigil(transport, self.peers, self.caller, self.receiver, self._give_up, self._has_broker, clock)
+        self.watch = MembershipWatch(identity.info.name, client.members, clock, self._prepare_thread)
 
     def __repr__(self) -> str:
         return f"<Agent {self.info.name} id={self.info.id} incarnation={self.identity.incarnation}>"
@@ -174,7 +182,7 @@ class Agent:
         self.receiver.add(client.link, lambda frames: self._on_news(client.on_frames(frames, clock())))
         if client.watch is not None:
             self.receiver.add(client.watch, lambda what: self._on_news(client.on_link_event(what, clock())))
-        for timer in (self.caller, self.references, self.retrying, self):
+        for timer in (self.caller, self.references, self.retrying, self, self.vigil):
             self.receiver.add_timer(timer)
         self.executor.start()
 
@@ -217,7 +225,10 @@ class Agent:
         return () if self._held is None else self._held.missing
 
     def drain(self, deadline: float | None, leave_timeout: float) -> None:
-        """Wait for the calls that this worker has made, then let go of its references and tell their owners."""
+        """Take no new work, and wait for what was begun and for the calls that this worker has made; then let go of its
+        references and tell their owners. Calls of others are waited for until `deadline` or `options.drain_timeout`."""
+        self.leaving.begin("it has shut down")
+        self.leaving.wait(earliest(deadline, self._clock() + self.options.drain_timeout))
         self.caller.wait_idle(deadline)
         self.references.drop_all()
         self.references.wait_drained(earliest(deadline, self._clock() + leave_timeout))
@@ -232,15 +243,18 @@ class Agent:
         self._end("it was killed")
 
     def _end(self, why: str) -> None:
+        patience = 0.2 if self.leaving.is_hurried else 5.0
         self.executor.stop(0.0)  # says that it stops; the threads end below
-        self.loop.stop(1.0)  # its coroutines cancel their calls, while they can
+        self.watch.close()
+        self.loop.stop(min(1.0, patience))  # its coroutines cancel their calls, while they can
         self.receiver.wake()
         self.references.close()
+        self.vigil.close()
         self.retrying.close(why)
         self.caller.close(why)
         self.peers.close()
         self.lanes.close()
-        if not (self.executor.stop(5.0) and self.loop.stop(5.0)):
+        if not (self.executor.stop(patience) and self.loop.stop(patience)):
             logger.warning("worker %s ends while user functions still run", self.info.name)
         self.client.close()
         self.transport.close()
@@ -383,8 +397,12 @@ class Agent:
         if isinstance(news, MemberUp):
             member = news.member
             self.references.learn(WorkerInfo(member.name, member.id), member.incarnation, member.life)
+            self.watch.note(news)
         elif isinstance(news, MemberGone):
             self._on_gone(news)
+            self.watch.note(news)
+        elif isinstance(news, MemberDraining):
+            self.watch.note(news)
         elif isinstance(news, StopRequested):
             self.request_stop(news.why or "it was asked to stop")
         elif isinstance(news, Fenced):
@@ -419,6 +437,15 @@ class Agent:
         for told in self.at_loss:
             told(member, news.why)
         self.lanes.forget(key)
+
+    def _give_up(self, key: WorkerKey, why: str) -> None:
+        """A peer cannot answer any more, as far as this worker can tell: calls that wait for it fail. It stays a member."""
+        peer = self.peers.lose(key, why)
+        if peer is not None:
+            self.caller.lose(peer, why)
+
+    def _has_broker(self) -> bool:
+        return self._broker_lost_at is None
 
     def request_stop(self, why: str) -> None:
         """Make `zrpc.serve` return."""

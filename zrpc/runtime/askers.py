@@ -24,6 +24,7 @@ class RouteAsker:
         self._route = route
 
     def answer(self, frames: Frames) -> None:
+        """Send frames back. Raises `Unavailable` when the route is closed."""
         agent = self._agent
         if agent.listener.send(self._route, frames) and agent.listener_source is not None:
             agent.receiver.nudge(agent.listener_source)
@@ -38,6 +39,7 @@ class LocalAsker:
         self._agent = agent
 
     def answer(self, frames: Frames) -> None:
+        """Take frames as a reply."""
         self._agent.on_reply_frames(frames)
 
 
@@ -50,4 +52,5 @@ class LaneAsker:
         self._link = link
 
     def answer(self, frames: Frames) -> None:
+        """Send frames back. Raises `Unavailable` when the lane is closed."""
         self._link.send(frames)

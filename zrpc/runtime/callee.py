@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -45,6 +45,9 @@ from zrpc.serialization.script import ScriptError
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, size_of
 from zrpc.wire.limits import Limits
+
+if TYPE_CHECKING:
+    from zrpc.runtime.draining import Draining
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +139,8 @@ class Callee:
         self._served = Served()
         self._served_lock = threading.Lock()
         self._last_end = clock()
+        self.gate: Draining | None = None
+        """Set once this worker is about to leave."""
 
     # ------------------------------------------------------------------------------------ arriving
 
@@ -143,6 +148,8 @@ class Callee:
         """A call came. Runs it here or hands it to the pool; a call of this worker to itself always goes to the pool."""
         task = Task(asker, envelope, None, self._clock())
         try:
+            if self.gate is not None:
+                self.gate.check(envelope)
             if not self._find_function(task):
                 self._answer(task, Kind.NEED_CODE)
                 return
@@ -421,6 +428,8 @@ class Callee:
         else:
             codec = Codec(task.envelope.codec)
             self.answer_value(task.asker, task.envelope, value, codec, task.size, task.deadline, task.recorder)
+        if self.gate is not None:
+            self.gate.look()
 
     def answer_value(
         self,

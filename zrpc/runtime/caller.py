@@ -26,7 +26,7 @@ from zrpc.errors import (
     ZrpcError,
 )
 from zrpc.ids import WorkerInfo
-from zrpc.protocol.calls import CallTable
+from zrpc.protocol.calls import CallTable, WorkerKey
 from zrpc.runtime.callables import Target, identify
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.futures import Future, complete
@@ -502,6 +502,12 @@ class Caller:
     def pending(self) -> int:
         """Calls that have not ended."""
         return len(self._table)
+
+    def waits_for(self) -> set[WorkerKey]:
+        """The workers whose replies are awaited, on links and on lanes."""
+        with self._lock:
+            waited_for = self._table.workers()
+        return waited_for | self._peers.waited_for()
 
     def wait_idle(self, deadline: float | None) -> bool:
         """Wait until no call is pending; False at the deadline."""

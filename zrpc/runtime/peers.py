@@ -243,6 +243,16 @@ class Peer:
             self._book.receiver.remove(source)
             stray.close()
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a call waits on a lane."""
+        return bool(self._busy)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether something was sent to it, on a link or a lane."""
+        return self._link is not None or bool(self._busy or self._idle)
+
     def lose(self, why: str) -> None:
         """The peer's life is over: wake whoever waits on a lane, close the rest."""
         with self._lock:
@@ -369,6 +379,16 @@ class PeerBook:
                 return None
             peer = self._enter(where)
         return None if peer.lost is not None else peer
+
+    def waited_for(self) -> set[WorkerKey]:
+        """The peers on whose lanes a call waits for its reply."""
+        with self._lock:
+            return {peer.key for peer in self._peers.values() if peer.is_waited_for}
+
+    def spoken_to(self) -> set[WorkerKey]:
+        """The peers that there are connections to."""
+        with self._lock:
+            return {peer.key for peer in self._peers.values() if peer.is_connected}
 
     def lose(self, key: WorkerKey, why: str) -> Peer | None:
         """A life is over. Returns its peer if there was one."""

@@ -359,6 +359,10 @@ class FaultyTransport:
         self._keep(link)
         return link
 
+    def sentinel(self, address: str) -> Link:
+        """As the inner transport: it carries no message that a fault could meet."""
+        return self._inner.sentinel(address)
+
     def _keep(self, end: _End) -> None:
         self._open.add(end)
         end.on_close = self._open.discard

@@ -110,6 +110,10 @@ class Transport(Protocol):
 
         `watch` makes `events()` work. Raises `ConfigError` for an address that makes no sense."""
 
+    def sentinel(self, address: str) -> Link:
+        """A link to the member at `address` that carries nothing and is watched: its events tell within about 2 s when
+        the process there has ended, is stopped, or cannot be reached."""
+
     def refusals(self) -> dict[str, int]:
         """Peers that were turned away before anything of theirs was read, by reason."""
 

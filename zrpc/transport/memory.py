@@ -184,6 +184,9 @@ class MemoryTransport:
         self._open.append(link)
         return link
 
+    def sentinel(self, address: str) -> MemoryLink:
+        return self.connect(address, "member", watch=True)
+
     def refusals(self) -> dict[str, int]:
         return {}
 

@@ -353,7 +353,14 @@ def check_address(address: str) -> str:
 class ZmqTransport:
     """Opens listeners and links over ZeroMQ; encrypted and authenticated unless `keyring` is None."""
 
-    def __init__(self, keyring: Keyring | None, own_role: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        keyring: Keyring | None,
+        own_role: str,
+        limits: Limits = DEFAULT_LIMITS,
+        broker_heartbeats_ms: tuple[int, int] = HEARTBEATS_MS["broker"],
+    ) -> None:
+        self._heartbeats_ms = {**HEARTBEATS_MS, "broker": broker_heartbeats_ms}
         self._keyring = keyring
         self._limits = limits
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
@@ -378,7 +385,7 @@ class ZmqTransport:
         socket.sndhwm = 0
         socket.rcvhwm = 0
         socket.maxmsgsize = self._limits.message_bytes
-        socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEATS_MS[role]
+        socket.heartbeat_ivl, socket.heartbeat_timeout = self._heartbeats_ms[role]
         socket.handshake_ivl = HANDSHAKE_MS
         return socket
 
@@ -407,7 +414,16 @@ class ZmqTransport:
 
     def connect(self, address: str, role: str, watch: bool = False) -> ZmqLink:
         check_address(address)
-        socket = self._socket(zmq.DEALER, role)
+        return self._connect(self._socket(zmq.DEALER, role), address, role, watch)
+
+    def sentinel(self, address: str) -> ZmqLink:
+        check_address(address)
+        socket = self._socket(zmq.DEALER, "member")
+        socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEATS_MS["broker"]
+        socket.connect_timeout = HEARTBEATS_MS["broker"][1]
+        return self._connect(socket, address, "member", True)
+
+    def _connect(self, socket: zmq.Socket[bytes], address: str, role: str, watch: bool) -> ZmqLink:
         socket.reconnect_ivl = RECONNECT_MS
         socket.reconnect_ivl_max = RECONNECT_MAX_MS
         if self._own is not None:

@@ -120,6 +120,7 @@ class Gone:
     id: int = integer(0, MAX_ID)
     incarnation: int = integer(1, MAX_U63)
     why: str = text(MAX_WHY, "")
+    cause: str = text(16, "died")
 
 
 _member_values = operator.attrgetter(*[field.name for field in dataclasses.fields(Member)])
@@ -229,6 +230,8 @@ class Beat(Message):
     sequence: int = integer(0, MAX_U63, 0)
     stopping: bool = flag(False)
     statistics: dict[str, int | float] = numbers(32)
+    draining: bool = flag(False)
+    """It takes no new work, and will leave."""
 
 
 @dataclass(frozen=True, slots=True)

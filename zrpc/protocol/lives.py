@@ -1,0 +1,148 @@
+"""The broker's lives: how a member's life begins and ends, and how everybody is told.
+
+One rule: whatever changes the membership goes through `_enter_up`, `_drain` or `_end`; nothing else touches what is told.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from zrpc.protocol.effects import Announce, Broadcast, Effect, MemberDraining, MemberGone, MemberUp, Send
+from zrpc.protocol.groups import Groups
+from zrpc.protocol.membership import UP, WAITING, Book, Changes, Record, RegistryOptions
+from zrpc.protocol.shutdown import Ask, Barrier, Release
+from zrpc.wire.messages import Gone, Hello, ShutdownState, Welcome
+
+
+class Lives:
+    """What a registry knows, and the steps by which it changes."""
+
+    def __init__(self, cluster: str, epoch_ms: int, now: float, options: RegistryOptions | None = None) -> None:
+        self.cluster = cluster
+        self.options = options or RegistryOptions()
+        self.book = Book(epoch_ms, self.options)
+        self.epoch = self.book.epoch
+        self.changes = Changes(self.epoch)
+        self.groups = Groups(self.options.heartbeat_interval)
+        self.barrier = Barrier()
+        self.refused: dict[str, int] = {}
+        """HELLOs that were refused, by the error's type."""
+        self._flush_at: float | None = None
+        self._progress_at: float | None = None
+        self._progress_not_before = now
+        self._deaths: list[tuple[float, int, int]] = []
+        self._return_until = now + self.options.death_timeout
+        self._newcomers_from = self._return_until if self.options.is_successor else now
+
+    def _begin(self, record: Record, cause: str, route: bytes, hello: Hello, now: float) -> None:
+        record.move(cause)
+        record.hello = hello
+        record.joined_at = record.refreshed_at = now
+        record.stop_why = None
+        record.by_will = record.is_draining = False
+        record.why = ""
+        record.statistics = {}
+        self.book.connect(record, route, now)
+        self.book.note_living(record)
+        first = min(self.options.death_timeout, self.options.silence_timeout)
+        heapq.heappush(self._deaths, (now + first, record.id, record.incarnation))
+
+    def _welcome(self, record: Record, now: float) -> Send:
+        assert record.hello is not None
+        assert record.route is not None
+        record.refreshed_at = now
+        options = self.options
+        welcome = Welcome(
+            record.hello.nonce,
+            record.id,
+            record.incarnation,
+            record.life,
+            self.cluster,
+            self.epoch,
+            self.changes.sequence,
+            options.heartbeat_interval,
+            options.death_timeout,
+            self.changes.roster(),
+        )
+        return Send(welcome, record.route)
+
+    def _after_change(self, now: float, newcomer: Record | None) -> list[Effect]:
+        """Let in who waits for nothing any more; tell the others how it stands."""
+        ready = self.groups.take_ready()
+        for record in ready:
+            record.move("admitted")
+            self._enter_up(record, now)
+        effects: list[Effect] = []
+        for record in ready:
+            effects.append(Announce(MemberUp(record.member())))
+            if record.route is not None:
+                effects.append(self._welcome(record, now))
+        if self.groups.has_waiting:
+            if newcomer is not None and newcomer.state == WAITING and newcomer.route is not None:
+                effects.append(Send(self.groups.progress(newcomer), newcomer.route))
+            if self._progress_at is None:
+                self._progress_at = max(now + self.options.flush_interval, self._progress_not_before)
+        return effects
+
+    def _enter_up(self, record: Record, now: float) -> None:
+        self.changes.add(record.member())
+        if self._flush_at is None:
+            self._flush_at = now + self.options.flush_interval
+        if record.is_static:
+            self.barrier.enter(record.id)
+        else:
+            self.barrier.is_closed_group = False
+
+    def _drain(self, record: Record, now: float) -> list[Effect]:
+        """A member takes no new work: everybody is told, so that they can choose another."""
+        record.is_draining = True
+        self.changes.add(record.member())
+        if self._flush_at is None:
+            self._flush_at = now + self.options.flush_interval
+        return [Announce(MemberDraining(record.member()))]
+
+    def _end(self, record: Record, cause: str, why: str, now: float, by_will: bool = False) -> list[Effect]:
+        """A life is over. `by_will`: it cannot come back (it left, or its process has ended)."""
+        was_up = record.state == UP
+        member = record.member()
+        record.move(cause)
+        record.by_will = by_will or cause == "left"
+        record.why = why
+        self.groups.remove(record)
+        effects: list[Effect] = [Announce(MemberGone(member, why, cause))]
+        if was_up:
+            self.changes.remove(Gone(record.name, record.id, record.incarnation, why[:1024], cause))
+            if self._flush_at is None:
+                self._flush_at = now + self.options.flush_interval
+            decisions = self.barrier.leave(record.id, now, lost=cause == "died")
+            effects += self._perform(decisions)
+        self.book.note_dead(record)
+        return effects + self._after_change(now, None)
+
+    def _flush(self, now: float) -> list[Effect]:
+        self._flush_at = None
+        if not self.changes.is_pending:
+            return []
+        routes = tuple(route for route, record in self.book.by_route.items() if record.state == UP)
+        delta = self.changes.take_delta()
+        return [Broadcast(delta, routes)] if routes else []
+
+    def _tell_waiting(self, now: float) -> list[Effect]:
+        self._progress_at = None
+        self._progress_not_before = now + self.options.progress_interval
+        effects: list[Effect] = []
+        for progress, records in self.groups.waiting():
+            routes = tuple(record.route for record in records if record.route is not None)
+            if routes:
+                effects.append(Broadcast(progress, routes))
+        return effects
+
+    def _perform(self, decisions: list[Ask | Release]) -> list[Effect]:
+        effects: list[Effect] = []
+        for decision in decisions:
+            records = [self.book.by_id[worker_id] for worker_id in decision.ids]
+            routes = tuple(record.route for record in records if record.route is not None)
+            state = ShutdownState(self.barrier.round, isinstance(decision, Release))
+            if routes:
+                effects.append(Broadcast(state, routes))
+        return effects
