@@ -30,7 +30,7 @@ LAYERS = (
     ("zrpc.rref_proxy", "zrpc.profiler"),
     ("zrpc.broker", "zrpc.rref", "zrpc.functions", "zrpc.autograd"),
     ("zrpc.rendezvous", "zrpc.internal", "zrpc.debug"),
-    ("zrpc.collectives", "zrpc.backend_registry", "zrpc.lifecycle"),
+    ("zrpc.collectives", "zrpc.backend_registry", "zrpc.lifecycle", "zrpc.tracing"),
     ("zrpc.api",),
     ("zrpc.aio", "zrpc.operators"),
     ("zrpc.nn", "zrpc.optim"),

@@ -13,6 +13,7 @@ import os
 
 import zrpc
 from zrpc.launch.entries import load_entry, parse_arguments, run_program, wait_at_gate
+from zrpc.tracing import trace_if_told
 
 GATE_TIMEOUT = 24 * 3600.0
 """The launcher gives up far earlier, by the workers' start_timeout; this only bounds the wait."""
@@ -30,7 +31,8 @@ def main() -> int:
     zrpc.init_rpc()
     failed = True
     try:
-        result = entry(**arguments)
+        with trace_if_told(os.environ):
+            result = entry(**arguments)
         failed = bool(result)
     finally:
         zrpc.shutdown(graceful=not failed)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from zrpc.runtime.retrying import Role
     from zrpc.runtime.scopes import check_cancelled
     from zrpc.runtime.watch import MembershipEvent
+    from zrpc.tracing import trace
     from zrpc.version import is_available
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "serve",
     "shutdown",
     "stop_requested",
+    "trace",
     "wait_all",
     "wait_for",
     "worker_statistics",
@@ -96,6 +98,7 @@ _HOMES = {
     "register_operators": "operators",
     "serve": "lifecycle",
     "stop_requested": "lifecycle",
+    "trace": "tracing",
     "wait_all": "runtime.futures",
     "wait_for": "lifecycle",
 }

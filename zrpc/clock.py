@@ -15,6 +15,7 @@ Clock = Callable[[], float]
 monotonic: Clock = time.monotonic
 wall: Clock = time.time
 perf_ns = time.perf_counter_ns
+wall_ns = time.time_ns
 
 
 def deadline_after(seconds: float | None, now: float) -> float | None:

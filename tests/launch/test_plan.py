@@ -80,3 +80,11 @@ def test_arguments_are_json() -> None:
     text = "roles: {}\njob: {entry: 'a:b', args: {names: [x, 'y z'], deep: {k: null}}}"
     arguments = plans(text)["job"].program.arguments
     assert json.loads(arguments[-1]) == {"names": ["x", "y z"], "deep": {"k": None}}
+
+
+def test_only_the_job_is_told_of_a_trace() -> None:
+    loaded = Loaded(parse_config(TEXT, "c.yaml"), Path("/srv/app/configs/c.yaml"))
+    made = plan_cluster(loaded, Surroundings("tcp://127.0.0.1:5", None, {}, trace=Path("/out.json")))
+    told = {name: plan.program.environment.get("ZRPC_TRACE") for name, plan in made.items()}
+    assert told == {"shard-0": None, "shard-1": None, "model": None, "job": "/out.json"}
+    assert "ZRPC_TRACE" not in plans()["job"].program.environment

@@ -15,6 +15,7 @@ from typing import Protocol, TextIO
 
 from zrpc.clock import Clock, monotonic
 from zrpc.config.schema import Loaded
+from zrpc.errors import ConfigError
 from zrpc.launch.conductor import Conductor
 from zrpc.launch.events import Interrupted, Joined, StopAsked
 from zrpc.launch.exits import INTERRUPTED, SUCCESS
@@ -91,6 +92,7 @@ class Launcher:
         *,
         show: Presentation | None = None,
         run_dir: Path | None = None,
+        trace: Path | None = None,
         environ: Mapping[str, str] = os.environ,
         spawner: Spawner | None = None,
         clock: Clock = monotonic,
@@ -100,6 +102,9 @@ class Launcher:
         self._show = show or Presentation(sys.stdout)
         configured = loaded.config.run_dir
         self._run_dir = run_dir or (loaded.resolve(configured) if configured else None)
+        if trace is not None and loaded.config.job is None:
+            raise ConfigError("--trace", ["the cluster has no job, whose run would be recorded: use `zrpc trace FILE`"])
+        self._trace = None if trace is None else trace.absolute()
         self._environ = environ
         self._spawner = spawner or GuardedSpawner()
         self._clock = clock
@@ -161,7 +166,7 @@ class Launcher:
 
     def _conductor(self, directory: RunDirectory, printer: Printer, broker: Broker) -> Conductor:
         width = self._show.width() - printer.prefix_width if self._show.is_terminal else None
-        around = Surroundings(broker.address, self._key_file(directory), self._environ, width)
+        around = Surroundings(broker.address, self._key_file(directory), self._environ, width, self._trace)
         plans = plan_cluster(self._loaded, around)
         if not self._loaded.config.security:
             printer.warn("security is off: anybody who reaches a port of this cluster can run code in it")
@@ -171,6 +176,8 @@ class Launcher:
 
     def _finish(self, directory: RunDirectory, printer: Printer, code: int) -> None:
         failed = code != SUCCESS and code < INTERRUPTED
+        if self._trace is not None and self._trace.exists():
+            printer.note(f"the trace is in {self._trace}")
         if directory.finish(keep_logs=failed) and failed:
             printer.warn(f"logs are kept in {directory.logs}")
         printer.close()

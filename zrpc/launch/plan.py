@@ -22,6 +22,8 @@ JOB = "zrpc.workers.job"
 
 TERMINAL_VARIABLE = "ZRPC_TERMINAL"
 """Set to 1 when what a process prints ends up on a terminal, so that live lines (see `printer`) make sense."""
+TRACE_VARIABLE = "ZRPC_TRACE"
+"""Names the file that a job writes a trace of its cluster to; `zrpc.tracing` reads it."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -35,6 +37,8 @@ class Surroundings:
     """The launcher's own environment, which the processes inherit."""
     terminal_width: int | None = None
     """Columns that a process can fill; None when the output is no terminal."""
+    trace: Path | None = None
+    """The file that the job writes a trace of the cluster to."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def plan_cluster(loaded: Loaded, around: Surroundings) -> dict[str, Plan]:
             plans[name] = Plan(charges[name], Program(module, arguments, environment))
     if config.job is not None:
         environment = _environment(loaded, config.job, around, config.job.name, "job", 0)
+        if around.trace is not None:
+            environment[TRACE_VARIABLE] = str(around.trace)
         program = Program(JOB, _entry_arguments(config.job), environment, gated=True)
         plans[config.job.name] = Plan(charges[config.job.name], program)
     return plans

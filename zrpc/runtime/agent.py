@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from zrpc.clock import Clock, earliest, monotonic, time_left
+from zrpc.clock import Clock, earliest, monotonic, perf_ns, time_left
 from zrpc.errors import (
     FrameError,
     ProtocolFault,
@@ -62,12 +62,16 @@ from zrpc.runtime.receiver import Receiver, Source
 from zrpc.runtime.references import References
 from zrpc.runtime.remotes import Handle, Remotes
 from zrpc.runtime.retrying import Retrying
+from zrpc.runtime.scopes import trace_place
 from zrpc.runtime.values import Values
 from zrpc.runtime.vigil import Vigil
 from zrpc.runtime.watch import MembershipWatch
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.pickler import Hooks
+from zrpc.telemetry.collect import TraceDesk
 from zrpc.telemetry.metrics import CallMeter
+from zrpc.telemetry.otel import find_sink
+from zrpc.telemetry.trace import STARTED, Tracer
 from zrpc.transport.base import Frames, Listener, Received, Transport
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, unpack
 from zrpc.wire.limits import Limits
@@ -137,6 +141,7 @@ class Agent:
         limits = Limits(message_bytes=options.max_message_bytes)
         self._limits = limits
         self.meter = CallMeter()
+        self.tracer = Tracer(find_place=trace_place)
         self.receiver = Receiver(clock)
         self.executor = Executor(
             self.receiver.run, options.num_worker_threads, f"zrpc-{identity.info.name}", clock, self._prepare_thread
@@ -154,19 +159,32 @@ class Agent:
             self.peers.seek_lane = self.lanes.seek
         ids = LocalIds(identity.info.id, identity.life)
         self.remotes = Remotes(self, clock)
-        self.references = References(identity, ids, self.peers, self.receiver, self.remotes, clock)
+        self.references = References(identity, ids, self.peers, self.receiver, self.remotes, clock, self.tracer)
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
-        self.caller = Caller(identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock)
+        self.caller = Caller(
+            identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock, self.tracer
+        )
         self.retrying = Retrying(self.caller, self.receiver, self.members, identity.info.name, clock)
         self.loop = EventLoop(f"zrpc-{identity.info.name}-asyncio", self._prepare_thread)
         self.callee = Callee(
-            identity, self.values, self.code, self.references, self.executor, self.meter, limits, self.loop, clock
+            identity,
+            self.values,
+            self.code,
+            self.references,
+            self.executor,
+            self.meter,
+            limits,
+            self.loop,
+            clock,
+            self.tracer,
         )
-        self.inspection = Inspection(self, clock)
+        self.inspection = Inspection(self, TraceDesk(self.tracer, find_sink), clock)
         self.leaving = Draining(identity, self.callee, self.caller, self.executor, client, clock)
         self.vigil = Vigil(transport, self.peers, self.caller, self.receiver, self._give_up, self._has_broker, clock)
         self.watch = MembershipWatch(identity.info.name, client.members, clock, self._prepare_thread)
+        self.at_join: list[Callable[[Member], None]] = []
+        """Called with each worker that joins, by the receiving thread."""
 
     def __repr__(self) -> str:
         return f"<Agent {self.info.name} id={self.info.id} incarnation={self.identity.incarnation}>"
@@ -325,10 +343,14 @@ class Agent:
         if envelope.rref is None:
             raise FrameError("a fetch without an RRef id")
         deadline = self._clock() + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
+        if envelope.trace is not None:
+            self.tracer.arrive(envelope, "fetch")
         is_touch = bool(envelope.extra and envelope.extra.get(Extra.TOUCH))
         recorder = self.values.join(envelope)
 
         def answer(value: Any, error: BaseException | None, codec: Codec) -> None:
+            if envelope.span is not None:
+                envelope.span[STARTED] = perf_ns()
             if is_touch and is_asked(envelope):
                 self.callee.recordings.give(envelope)
             if error is not None:
@@ -398,6 +420,8 @@ class Agent:
             member = news.member
             self.references.learn(WorkerInfo(member.name, member.id), member.incarnation, member.life)
             self.watch.note(news)
+            for told in list(self.at_join):
+                told(member)
         elif isinstance(news, MemberGone):
             self._on_gone(news)
             self.watch.note(news)
@@ -429,6 +453,7 @@ class Agent:
         member = news.member
         key = (member.id, member.incarnation)
         self.gatherings.lose(member.name, news.why)
+        self.tracer.lose(member.id)
         self.peers.note_gone(WorkerInfo(member.name, member.id), news.why)
         peer = self.peers.lose(key, news.why)
         if peer is not None:

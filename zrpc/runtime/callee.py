@@ -43,6 +43,7 @@ from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
 from zrpc.serialization.script import ScriptError
 from zrpc.telemetry.metrics import CallMeter
+from zrpc.telemetry.trace import RAN, READ, REPLIED, STARTED, THREAD, Tracer
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, size_of
 from zrpc.wire.limits import Limits
 
@@ -104,6 +105,11 @@ class Task(Scope):
         return None if rref is None else (rref[0], rref[1])
 
     @property
+    def trace(self) -> str | None:
+        """Where calls that the function makes belong in a trace."""
+        return self.envelope.trace
+
+    @property
     def rref_id(self) -> GloballyUniqueId | None:
         """The remote value that the call creates, if it is one that does."""
         rref = self.envelope.rref
@@ -124,6 +130,7 @@ class Callee:
         limits: Limits,
         loop: EventLoop,
         clock: Clock = monotonic,
+        tracer: Tracer | None = None,
     ) -> None:
         self._identity = identity
         self._values = values
@@ -134,6 +141,7 @@ class Callee:
         self._limits = limits
         self._loop = loop
         self._clock = clock
+        self._tracer = tracer or Tracer()
         self._tasks: dict[tuple[int, int, int], Task] = {}
         self.recordings = Recordings()
         self._served = Served()
@@ -146,6 +154,8 @@ class Callee:
 
     def on_call(self, asker: Asker, envelope: Envelope, is_local: bool = False) -> None:
         """A call came. Runs it here or hands it to the pool; a call of this worker to itself always goes to the pool."""
+        if envelope.trace is not None:
+            self._tracer.arrive(envelope, envelope.function or "")
         task = Task(asker, envelope, None, self._clock())
         try:
             if self.gate is not None:
@@ -249,6 +259,9 @@ class Callee:
         if task.is_cancelled:
             return
         task.has_started = True
+        if task.envelope.span is not None:
+            task.envelope.span[STARTED] = perf_ns()
+            task.envelope.span[THREAD] = threading.get_ident()
         if task.deadline is not None and self._clock() >= task.deadline and task.envelope.kind == Kind.CALL:
             if self._tasks.pop(task.key, None) is None:
                 return
@@ -261,6 +274,8 @@ class Callee:
         except BaseException as error:
             self._finish(task, None, error)
             return
+        if task.envelope.span is not None:
+            task.envelope.span[READ] = perf_ns()
         if task.envelope.codec != Codec.PYTHON:
             self._run_script(task, func, args, kwargs)
         elif func is invoke or func is type_of or func is backward:
@@ -415,12 +430,16 @@ class Callee:
         """The function is done: answer the call, or keep the value that was to be created."""
         is_wanted = self._tasks.pop(task.key, None) is not None
         self._last_end = self._clock()
+        if task.envelope.span is not None:
+            task.envelope.span[RAN] = perf_ns()
         rref_id = task.rref_id
         if rref_id is not None:
             self._meter.served(task.size, 0, error is not None)
             if task.envelope.extra is not None:
                 self.recordings.keep(task.envelope)
             self._references.set_value(rref_id, value, error, Codec(task.envelope.codec))
+            if task.envelope.span is not None:
+                self._tracer.end(task.envelope.span, REPLIED, "" if error is None else type(error).__name__)
         elif not is_wanted:
             pass  # cancelled, and answered then
         elif error is not None:
@@ -478,6 +497,8 @@ class Callee:
     def _send(self, asker: Asker, request: Envelope, reply: Envelope, frames: Any, size: int) -> None:
         if request.kind <= Kind.REMOTE_CALL:
             self._meter.served(size, size_of(frames), reply.kind == Kind.ERROR)
+        if request.span is not None:
+            self._tracer.end(request.span, REPLIED, "failed" if reply.kind == Kind.ERROR else "")
         try:
             asker.answer(frames)
         except Unavailable:

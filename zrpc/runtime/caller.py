@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import threading
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from zrpc.clock import Clock, monotonic, time_left
+from zrpc.clock import Clock, monotonic, perf_ns
 from zrpc.errors import (
     CallTimeout,
     Cancelled,
@@ -26,7 +26,7 @@ from zrpc.errors import (
     ZrpcError,
 )
 from zrpc.ids import WorkerInfo
-from zrpc.protocol.calls import CallTable, WorkerKey
+from zrpc.protocol.calls import WorkerKey
 from zrpc.runtime.callables import Target, identify
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.futures import Future, complete
@@ -34,14 +34,15 @@ from zrpc.runtime.identity import Identity
 from zrpc.runtime.inquiry import ask_about, ask_on_a_lane
 from zrpc.runtime.inspection import read_map, write_map
 from zrpc.runtime.peers import Peer, PeerBook
-from zrpc.runtime.pending import MANY, PendingCall, RRefNumbers, check_timeout
+from zrpc.runtime.pending import PendingCall, PendingCalls, RRefNumbers, check_timeout
 from zrpc.runtime.profiling import Completion, ProfiledCall, is_profiling, profile_key
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.recording import current_recorder
 from zrpc.runtime.scopes import Scope, current_scope
 from zrpc.runtime.threadstate import capture
-from zrpc.runtime.values import Values, forks_of
+from zrpc.runtime.values import Values
 from zrpc.telemetry.metrics import CallMeter
+from zrpc.telemetry.trace import ANSWERED, ENDED, SENT, WRITTEN, Tracer
 from zrpc.transport.base import RouteGone
 from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack, size_of
 
@@ -58,6 +59,7 @@ class Caller:
         meter: CallMeter,
         rpc_timeout: float,
         clock: Clock = monotonic,
+        tracer: Tracer | None = None,
     ) -> None:
         self._identity = identity
         self._peers = peers
@@ -66,12 +68,9 @@ class Caller:
         self._meter = meter
         self.rpc_timeout = rpc_timeout
         self._clock = clock
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
-        self._table: CallTable[PendingCall] = CallTable()
-        self._cancelled: dict[int, PendingCall] = {}  # with references in them that their replies will settle
+        self._tracer = tracer or Tracer()
+        self._pending = PendingCalls(clock)
         self._next_id = itertools.count(1)
-        self._is_closed = False
         self.refuses_script_methods = False
         """Whether a method of a ScriptModule is refused as in torch, where programs may count on that."""
 
@@ -96,8 +95,7 @@ class Caller:
         timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
         envelope = self._write(Kind.CALL, message_id, peer, target, args, kwargs, deadline)
-        reply = self._exchange(peer, target, envelope, message_id, deadline, timeout)
-        return self._values.read_reply(reply, peer.info)
+        return self._exchange_value(peer, target, envelope, message_id, deadline, timeout)
 
     def call_async(
         self,
@@ -187,6 +185,8 @@ class Caller:
         message_id = next(self._next_id)
         extra: dict[int, Any] | None = None if profiled is None else {Extra.PROFILE: True}
         envelope = self._write(kind, message_id, peer, target, args, kwargs, deadline, rref, extra)
+        if envelope.span is not None:
+            done = self._tracer.ending(envelope.span, done)
         scope = current_scope()
         if scope is not None and kind == Kind.CALL:
             done = scope.left_by(message_id, done)
@@ -198,9 +198,7 @@ class Caller:
     def _enroll(self, message_id: int, scope: Scope) -> None:
         """Have the call cancelled with the one that it is made in."""
         scope.enroll(message_id, functools.partial(self.cancel, message_id))
-        with self._lock:
-            has_ended = self._table.get(message_id) is None
-        if has_ended:
+        if self._pending.get(message_id) is None:  # it has ended
             scope.leave(message_id)
 
     def request(
@@ -225,6 +223,10 @@ class Caller:
         envelope.extra = extra
         if extra is None:
             self._record(envelope, peer)
+        if self._tracer.is_on:
+            self._tracer.begin(envelope, what, peer.info.id)
+        if envelope.span is not None:
+            done = self._tracer.ending(envelope.span, done)
         target = Target(what, Codec.NONE)
         self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled))
         return message_id
@@ -236,8 +238,9 @@ class Caller:
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.rref = rref
         self._record(envelope, peer)
-        reply = self._exchange(peer, Target(what, Codec.NONE), envelope, message_id, deadline, timeout)
-        return self._values.read_reply(reply, peer.info)
+        if self._tracer.is_on:
+            self._tracer.begin(envelope, what, peer.info.id)
+        return self._exchange_value(peer, Target(what, Codec.NONE), envelope, message_id, deadline, timeout)
 
     def _record(self, envelope: Envelope, peer: Peer) -> None:
         """The reply belongs to the context that it is asked for in: the value may be part of a graph there."""
@@ -328,7 +331,11 @@ class Caller:
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.rref = rref
         envelope.extra = extra
+        if self._tracer.is_on:
+            self._tracer.begin(envelope, target.name, peer.info.id)
         self._values.write_call(envelope, peer.key, target, args or (), kwargs or {}, deadline)
+        if envelope.span is not None:
+            envelope.span[WRITTEN] = perf_ns()
         return envelope
 
     def _pack(self, envelope: Envelope, peer: Peer) -> list[Buffer]:
@@ -344,6 +351,18 @@ class Caller:
 
     # ------------------------------------------------------------------------------------ sending
 
+    def _exchange_value(
+        self, peer: Peer, target: Target, envelope: Envelope, message_id: int, deadline: float | None, timeout: float
+    ) -> Any:
+        """As `_exchange`, returning the value in the reply."""
+        try:
+            reply = self._exchange(peer, target, envelope, message_id, deadline, timeout)
+            return self._values.read_reply(reply, peer.info)
+        finally:
+            if envelope.span is not None:
+                kind = sys.exc_info()[0]
+                self._tracer.end(envelope.span, ENDED, "" if kind is None else kind.__name__)
+
     def _exchange(
         self, peer: Peer, target: Target, envelope: Envelope, message_id: int, deadline: float | None, timeout: float
     ) -> Envelope:
@@ -354,6 +373,8 @@ class Caller:
             lane = peer.borrow_lane()
             if scope is not None:
                 scope.enroll(message_id, lane.ear.wake)
+            if envelope.span is not None:
+                envelope.span[SENT] = perf_ns()
             try:
                 while True:
                     try:
@@ -381,6 +402,8 @@ class Caller:
                 state = ask_on_a_lane(peer, question, (message_id, envelope.rref), self.on_reply, self._clock)
                 raise CallTimeout(peer.info.name, target.name, timeout, state)
             peer.return_lane(lane)
+        if envelope.span is not None:
+            envelope.span[ANSWERED] = perf_ns()
         self._meter.answered(reply.nbytes())
         self._values.delivered(envelope, peer.key)
         return reply
@@ -389,28 +412,18 @@ class Caller:
         """Send a call on the peer's link; its reply completes it."""
         peer = call.peer
         frames = self._pack(call.envelope, peer)
-        with self._lock:
-            if self._is_closed:
-                raise WorkerLost(peer.info.name, "this worker has shut down", "calling it")
-            is_one_of_many = len(self._table) >= MANY
-            self._table.begin(call.message_id, peer.key, call, call.deadline)
+        is_one_of_many = self._pending.begin(call)
+        if call.envelope.span is not None:
+            call.envelope.span[SENT] = perf_ns()
         try:
             peer.send(frames, is_one_of_many)
         except BaseException:
-            with self._lock:
-                self._table.finish(call.message_id)
+            self._pending.finish(call.message_id)
             self._values.take_back(call.envelope, peer.key)
             raise
         if peer.lost is not None:  # lost between the two: nobody else may have seen this call
-            self._fail([call] if self._finish(call.message_id) else [], peer.lost)
+            self._fail([call] if self._pending.finish(call.message_id) else [], peer.lost)
         self._receiver.expect(call.deadline)
-
-    def _finish(self, message_id: int) -> PendingCall | None:
-        with self._lock:
-            call = self._table.finish(message_id)
-            if not len(self._table):
-                self._idle.notify_all()
-            return call
 
     def _attach_code(self, envelope: Envelope, target: Target, peer: Peer) -> list[Buffer]:
         """The same message again, with the code that the callee asked for."""
@@ -419,6 +432,8 @@ class Caller:
         if envelope.extra is None or Extra.CODE not in envelope.extra:
             envelope.buffers = [*envelope.buffers, target.script.archive()]
             envelope.extra = {**(envelope.extra or {}), Extra.CODE: len(envelope.buffers) - 1}
+        if envelope.span is not None:
+            envelope.span[SENT] = perf_ns()
         return self._pack(envelope, peer)
 
     # ------------------------------------------------------------------------------------ ending
@@ -426,18 +441,19 @@ class Caller:
     def on_reply(self, envelope: Envelope) -> None:
         """A reply came. Called by the receiver, and by lanes for replies that are not theirs."""
         if envelope.kind == Kind.NEED_CODE:
-            with self._lock:
-                call = self._table.get(envelope.message_id)
+            call = self._pending.get(envelope.message_id)
             if call is not None:
                 self._resend(call)
             return
-        call = self._finish(envelope.message_id)
+        call = self._pending.finish(envelope.message_id)
         if call is None:
             self._values.drop(envelope)  # it came too late; the references in it must still be let go
-            call = self._cancelled.pop(envelope.message_id, None)
+            call = self._pending.settle(envelope.message_id)
             if call is not None:
                 self._values.delivered(call.envelope, call.peer.key)
             return
+        if call.envelope.span is not None:
+            call.envelope.span[ANSWERED] = perf_ns()
         self._meter.answered(envelope.nbytes())
         self._values.delivered(call.envelope, call.peer.key)
         if call.profiled is not None:
@@ -454,13 +470,9 @@ class Caller:
 
     def cancel(self, message_id: int) -> bool:
         """End a call now, with `Cancelled`, and tell its callee; False if it has ended already."""
-        with self._lock:
-            call = self._table.finish(message_id)
-            if call is None:
-                return False
-            if forks_of(call.envelope):
-                self._cancelled[message_id] = call
-            self._idle.notify_all()
+        call = self._pending.cancel(message_id)
+        if call is None:
+            return False
         try:
             call.peer.send(pack(self._envelope(Kind.CANCEL, message_id, call.peer, None)))
         except Unavailable:
@@ -472,28 +484,20 @@ class Caller:
         try:
             call.peer.send(self._attach_code(call.envelope, call.target, call.peer))
         except ZrpcError as error:
-            if self._finish(call.message_id):
+            if self._pending.finish(call.message_id):
                 call.done(None, error)
 
     def next_deadline(self) -> float | None:
-        with self._lock:
-            return self._table.next_deadline()
+        return self._pending.next_deadline()
 
     def on_timer(self, now: float) -> None:
-        with self._lock:
-            late = self._table.expire(now)
-            self._idle.notify_all()
+        late = self._pending.expire(now)
         if late:
             ask_about(late, self.inspect)
 
     def lose(self, peer: Peer, why: str) -> None:
         """The peer's life is over: its calls fail now."""
-        with self._lock:
-            lost = self._table.lose(peer.key)
-            for message_id in [number for number, call in self._cancelled.items() if call.peer is peer]:
-                del self._cancelled[message_id]
-            self._idle.notify_all()
-        self._fail(lost, why)
+        self._fail(self._pending.lose(peer), why)
 
     def _fail(self, calls: list[PendingCall], why: str) -> None:
         for call in calls:
@@ -501,27 +505,16 @@ class Caller:
 
     def pending(self) -> int:
         """Calls that have not ended."""
-        return len(self._table)
+        return len(self._pending)
 
     def waits_for(self) -> set[WorkerKey]:
         """The workers whose replies are awaited, on links and on lanes."""
-        with self._lock:
-            waited_for = self._table.workers()
-        return waited_for | self._peers.waited_for()
+        return self._pending.workers() | self._peers.waited_for()
 
     def wait_idle(self, deadline: float | None) -> bool:
         """Wait until no call is pending; False at the deadline."""
-        with self._lock:
-            while len(self._table):
-                left = time_left(deadline, self._clock())
-                if left == 0.0:
-                    return False
-                self._idle.wait(left)
-        return True
+        return self._pending.wait_idle(deadline)
 
     def close(self, why: str) -> None:
         """Fail what is pending, and refuse new calls."""
-        with self._lock:
-            self._is_closed = True
-            calls = self._table.drain()
-        self._fail(calls, why)
+        self._fail(self._pending.close(), why)

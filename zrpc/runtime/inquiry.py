@@ -12,8 +12,10 @@ from typing import Any, Protocol
 from zrpc.clock import Clock
 from zrpc.errors import CallTimeout, WorkerLost, ZrpcError
 from zrpc.runtime.callables import Target
+from zrpc.runtime.exchanges import Handler
+from zrpc.runtime.exchanges import Handler
 from zrpc.runtime.inspection import read_map, write_map
-from zrpc.runtime.peers import Handler, Peer
+from zrpc.runtime.peers import Peer
 from zrpc.runtime.progress import PATIENCE, question_about, sentences, unanswered
 from zrpc.wire.envelope import Envelope, Kind, pack
 

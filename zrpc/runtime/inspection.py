@@ -13,6 +13,7 @@ import msgpack
 
 from zrpc.clock import Clock, monotonic, wall
 from zrpc.errors import FrameError, ZrpcError
+from zrpc.telemetry.collect import TraceDesk
 from zrpc.wire.envelope import Codec, Envelope
 from zrpc.wire.messages import Member
 
@@ -56,12 +57,13 @@ def read_map(envelope: Envelope) -> dict[str, Any]:
 class Inspection:
     """Answers questions about one agent."""
 
-    def __init__(self, agent: Inspected, clock: Clock = monotonic) -> None:
+    def __init__(self, agent: Inspected, traces: TraceDesk, clock: Clock = monotonic) -> None:
         self._agent = agent
+        self._traces = traces
         self._clock = clock
 
     def answer(self, request: Mapping[str, Any], reply: Reply) -> None:
-        """Answer a question: {'what': 'ping' | 'statistics' | 'functions' | 'reach'}. `reply` is called once."""
+        """Answer a question: {'what': 'ping' | 'statistics' | 'functions' | 'reach' | 'trace'}. `reply` is called once."""
         what = request.get("what")
         if what == "ping":
             reply({"wall": wall()})
@@ -71,8 +73,10 @@ class Inspection:
             reply({"functions": self._agent.functions()})
         elif what == "reach":
             self._reach(reply)
+        elif what == "trace":
+            reply(self._traces.answer(request))
         else:
-            reply({"error": f"cannot tell {what!r}; ask for ping, statistics, functions, reach, calls or tasks"})
+            reply({"error": f"cannot tell {what!r}; ask for ping, statistics, functions, reach, trace, calls or tasks"})
 
     def _reach(self, reply: Reply) -> None:
         """Ping everybody, and answer when all have replied or run out of time."""

@@ -1,14 +1,19 @@
-"""A call that has been made and has not ended, and what is said of its end.
+"""Calls that have been made and have not ended.
 
-One rule: a record; the table of `protocol.calls` decides who completes it.
+One rule: whoever takes a call out of here completes it; it is taken out once.
 """
 
 from __future__ import annotations
 
-from zrpc.errors import LocalFault
+import threading
+
+from zrpc.clock import Clock, time_left
+from zrpc.errors import LocalFault, WorkerLost
+from zrpc.protocol.calls import CallTable, WorkerKey
 from zrpc.runtime.callables import Target
 from zrpc.runtime.peers import Peer
 from zrpc.runtime.profiling import Completion, ProfiledCall
+from zrpc.runtime.values import forks_of
 from zrpc.wire.envelope import Envelope
 
 RRefNumbers = tuple[int, ...]
@@ -53,3 +58,95 @@ def check_timeout(timeout: float) -> float:
             f"timeout is seconds as a number (at most {MAX_TIMEOUT:g}), 0 for none or -1 for the default, not {timeout!r}"
         )
     return timeout
+
+
+class PendingCalls:
+    """The table of `protocol.calls`, for threads."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._table: CallTable[PendingCall] = CallTable()
+        self._cancelled: dict[int, PendingCall] = {}  # with references in them that their replies will settle
+        self._is_closed = False
+
+    def begin(self, call: PendingCall) -> bool:
+        """A call is about to be sent; returns whether it is one of many. Raises `WorkerLost` after a shutdown."""
+        with self._lock:
+            if self._is_closed:
+                raise WorkerLost(call.peer.info.name, "this worker has shut down", "calling it")
+            is_one_of_many = len(self._table) >= MANY
+            self._table.begin(call.message_id, call.peer.key, call, call.deadline)
+            return is_one_of_many
+
+    def get(self, message_id: int) -> PendingCall | None:
+        """A call, which stays."""
+        with self._lock:
+            return self._table.get(message_id)
+
+    def finish(self, message_id: int) -> PendingCall | None:
+        """Take a call out; None if that was done before."""
+        with self._lock:
+            call = self._table.finish(message_id)
+            if not len(self._table):
+                self._idle.notify_all()
+            return call
+
+    def cancel(self, message_id: int) -> PendingCall | None:
+        """As `finish`; if there are references in the call, they are settled by its reply (see `settle`)."""
+        with self._lock:
+            call = self._table.finish(message_id)
+            if call is not None and forks_of(call.envelope):
+                self._cancelled[message_id] = call
+            self._idle.notify_all()
+            return call
+
+    def settle(self, message_id: int) -> PendingCall | None:
+        """A cancelled call with references in it, whose reply has come."""
+        return self._cancelled.pop(message_id, None)
+
+    def expire(self, now: float) -> list[PendingCall]:
+        """Take out the calls whose deadlines have passed."""
+        with self._lock:
+            late = self._table.expire(now)
+            self._idle.notify_all()
+            return late
+
+    def lose(self, peer: Peer) -> list[PendingCall]:
+        """Take out the calls to a peer."""
+        with self._lock:
+            lost = self._table.lose(peer.key)
+            for message_id in [number for number, call in self._cancelled.items() if call.peer is peer]:
+                del self._cancelled[message_id]
+            self._idle.notify_all()
+            return lost
+
+    def close(self) -> list[PendingCall]:
+        """Take out all calls, and take no more."""
+        with self._lock:
+            self._is_closed = True
+            return self._table.drain()
+
+    def workers(self) -> set[WorkerKey]:
+        """The workers whose replies are awaited."""
+        with self._lock:
+            return self._table.workers()
+
+    def next_deadline(self) -> float | None:
+        """The first deadline of a call."""
+        with self._lock:
+            return self._table.next_deadline()
+
+    def wait_idle(self, deadline: float | None) -> bool:
+        """Wait until there is no call; False at the deadline."""
+        with self._lock:
+            while len(self._table):
+                left = time_left(deadline, self._clock())
+                if left == 0.0:
+                    return False
+                self._idle.wait(left)
+        return True
+
+    def __len__(self) -> int:
+        return len(self._table)

@@ -36,38 +36,19 @@ from zrpc.runtime.context import running
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.handles import Calls, Reference
 from zrpc.runtime.identity import Identity
+from zrpc.runtime.owned import OwnedValue, Waiter
 from zrpc.runtime.peers import PeerBook
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.scopes import current_scope
+from zrpc.telemetry.trace import Tracer
 from zrpc.wire.envelope import Codec, Envelope, Kind, pack
 
 logger = logging.getLogger(__name__)
-
-Waiter = Callable[[Any, BaseException | None], None]
 
 CREATION_LATE = (
     "RRef creation via rpc.remote() timed out, and it is possible that the RRef on the owner node does not exist."
 )
 """What torch says of a reference whose creation took longer than its timeout."""
-
-
-class OwnedValue:
-    """A value of this worker, or its coming to be."""
-
-    __slots__ = ("codec", "error", "is_done", "value", "waiters")
-
-    def __init__(self) -> None:
-        self.is_done = False
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.codec = Codec.PYTHON
-        self.waiters: list[Waiter] = []
-
-    def complete(self, value: Any, error: BaseException | None, codec: Codec) -> list[Waiter]:
-        """Set the value or the error; returns who waited."""
-        self.value, self.error, self.codec, self.is_done = value, error, codec, True
-        waiters, self.waiters = self.waiters, []
-        return waiters
 
 
 class References:
@@ -81,8 +62,10 @@ class References:
         receiver: Receiver,
         calls: Calls,
         clock: Clock = monotonic,
+        tracer: Tracer | None = None,
     ) -> None:
         self.identity = identity
+        self._tracer = tracer or Tracer()
         self.calls = calls
         self._me = Life(identity.info.id, identity.incarnation)
         self._peers = peers
@@ -107,16 +90,17 @@ class References:
         """A value of this worker's own."""
         owned = OwnedValue()
         owned.complete(value, None, Codec.PYTHON)
-        with self._lock:
-            rref_id = self._table.create_owner(is_ready=True)
-            self._values[rref_id] = owned
-        return rref_id, None, self._me
+        return self._create(owned)
 
     def create_pending(self) -> tuple[RRefId, None, Life]:
         """A value that a call of this worker to itself will make."""
+        return self._create(OwnedValue())
+
+    def _create(self, owned: OwnedValue) -> tuple[RRefId, None, Life]:
         with self._lock:
-            rref_id = self._table.create_owner(is_ready=False)
-            self._values[rref_id] = OwnedValue()
+            rref_id = self._table.create_owner(is_ready=owned.is_done)
+            self._values[rref_id] = owned
+        self._tracer.event("RRef created", rref_id)
         return rref_id, None, self._me
 
     def create_user(self, owner: WorkerKey, expires: float | None) -> Fork:
@@ -173,6 +157,7 @@ class References:
             if not self._table.remote_call_received(Life(*sender), rref_id, fork_id, numbers[4]):
                 return False
             self._values.setdefault(rref_id, OwnedValue())
+        self._tracer.event("RRef created", rref_id)
         return True
 
     def set_value(self, rref_id: RRefId, value: Any, error: BaseException | None, codec: Codec) -> None:
@@ -448,6 +433,7 @@ class References:
         later: list[Any] = []
         for effect in effects:
             if isinstance(effect, ReleaseValue):
+                self._tracer.event("RRef deleted", effect.rref_id)
                 later.append((effect, self._values.pop(effect.rref_id, None)))
             elif isinstance(effect, FailValue):
                 owned = self._values.setdefault(effect.rref_id, OwnedValue())

@@ -23,6 +23,11 @@ class Scope:
         self.is_cancelled = False
         self._nested: dict[int, Callable[[], object]] | None = None
 
+    @property
+    def trace(self) -> str | None:
+        """The trace parent of calls that the function makes; None when it is not traced."""
+        return None
+
     def check(self) -> None:
         """Raise `Cancelled` if the call was cancelled."""
         if self.is_cancelled:
@@ -74,6 +79,12 @@ def current_scope() -> Scope | None:
     """The call whose function runs here, None outside of one."""
     scope = running.scope
     return loop_scope.get() if scope is ON_LOOP else scope
+
+
+def trace_place() -> str | None:
+    """The trace parent of the call whose function runs here; None outside of one, or when it is not traced."""
+    scope = current_scope()
+    return None if scope is None else scope.trace
 
 
 def check_cancelled() -> None:

@@ -152,6 +152,7 @@ class Envelope:
         "rref",
         "sender",
         "sender_incarnation",
+        "span",
         "time_left_us",
         "trace",
     )
@@ -189,6 +190,7 @@ class Envelope:
         self.autograd = autograd
         self.trace = trace
         self.extra = extra
+        self.span: list[Any] | None = None  # what a tracer keeps of the message; not sent
 
     def __repr__(self) -> str:
         kind = Kind(self.kind).name if self.kind in Kind._value2member_map_ else str(self.kind)
