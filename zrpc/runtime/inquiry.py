@@ -13,7 +13,6 @@ from zrpc.clock import Clock
 from zrpc.errors import CallTimeout, WorkerLost, ZrpcError
 from zrpc.runtime.callables import Target
 from zrpc.runtime.exchanges import Handler
-from zrpc.runtime.exchanges import Handler
 from zrpc.runtime.inspection import read_map, write_map
 from zrpc.runtime.peers import Peer
 from zrpc.runtime.progress import PATIENCE, question_about, sentences, unanswered
