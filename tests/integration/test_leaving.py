@@ -28,7 +28,7 @@ def test_sigterm_drains_a_worker(tmp_path: Path) -> None:
         worker.send(signal.SIGTERM)
         assert heard.get(timeout=LONG).kind == "draining"
         with pytest.raises(WorkerDraining, match="SIGTERM came"):
-            zrpc.remote("a", "helper:pid").rpc_sync(timeout=LONG).bit_length()
+            zrpc.rpc_sync("a", "helper:pid", timeout=LONG)
         mark.touch()
         assert call.wait() == "done"
         assert heard.get(timeout=LONG).kind == "left"
