@@ -33,7 +33,7 @@ LAYERS = (
     ("zrpc.collectives", "zrpc.backend_registry"),
     ("zrpc.api",),
     ("zrpc.aio", "zrpc.operators"),
-    ("zrpc.nn",),
+    ("zrpc.nn", "zrpc.optim"),
     ("zrpc",),  # re-exports, and does nothing else
     ("zrpc.launch", "zrpc.testing", "zrpc.compat"),
     ("zrpc.workers", "zrpc.cli"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zrpc.version import __version__
 
 if TYPE_CHECKING:
-    from zrpc import aio, autograd, errors, functions, nn
+    from zrpc import aio, autograd, errors, functions, nn, optim
     from zrpc.api import (
         get_rpc_timeout,
         get_worker_info,
@@ -58,6 +58,7 @@ __all__ = [
     "init_rpc",
     "is_available",
     "nn",
+    "optim",
     "register_operators",
     "register_script",
     "remote",
@@ -84,7 +85,7 @@ _HOMES = {
     "register_operators": "operators",
     "wait_all": "runtime.futures",
 }
-_MODULES = ("aio", "autograd", "errors", "functions", "nn")
+_MODULES = ("aio", "autograd", "errors", "functions", "nn", "optim")
 
 # Names of torch.distributed.rpc that programs use although they are not public, and its modules: there, but not listed.
 _ALSO = {
