@@ -1,7 +1,7 @@
 """The optimizer on a worker that has parameters.
 
-One rule: a step uses the gradients of one context and no others, and leaves `.grad` as it was. Steps on a worker are made one
-after the other, whoever asks for them.
+One rule: a step uses the gradients of one context and no others, and leaves `.grad` as it was. Steps on a worker are made
+one after the other, whoever asks for them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.jit._state import _get_script_class
 from torch.utils._pytree import tree_map_only
 
@@ -104,7 +105,7 @@ class _Compiled(nn.Module):
 
 
 class FunctionalOptimizer:
-    """Works with a functional optimizer: a class whose `step` takes the gradients, such as those of torch's `distributed.optim`.
+    """Works with a functional optimizer: a class whose `step` takes the gradients, as some of torch's are.
 
     If it is a TorchScript class, steps run without Python's lock. Its options are those in `defaults`, of one group.
     """
@@ -162,7 +163,7 @@ def _same_versions(params: Sequence[Tensor]) -> Any:
     """Have autograd not notice that these tensors change."""
     with contextlib.ExitStack() as stack:
         for param in params:
-            stack.enter_context(torch.autograd._unsafe_preserve_version_counter(param))
+            stack.enter_context(_unsafe_preserve_version_counter(param))
         yield
 
 
