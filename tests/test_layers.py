@@ -34,6 +34,7 @@ LAYERS = (
     ("zrpc.api",),
     ("zrpc.aio", "zrpc.operators"),
     ("zrpc.nn", "zrpc.optim"),
+    ("zrpc.checkpoint",),
     ("zrpc",),  # re-exports, and does nothing else
     ("zrpc.launch", "zrpc.testing", "zrpc.compat"),
     ("zrpc.workers", "zrpc.cli"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zrpc.version import __version__
 
 if TYPE_CHECKING:
-    from zrpc import aio, autograd, errors, functions, nn, optim
+    from zrpc import aio, autograd, checkpoint, errors, functions, nn, optim
     from zrpc.api import (
         get_rpc_timeout,
         get_worker_info,
@@ -49,6 +49,7 @@ __all__ = [
     "autograd",
     "cancel",
     "check_cancelled",
+    "checkpoint",
     "collect_all",
     "errors",
     "functions",
@@ -85,7 +86,7 @@ _HOMES = {
     "register_operators": "operators",
     "wait_all": "runtime.futures",
 }
-_MODULES = ("aio", "autograd", "errors", "functions", "nn", "optim")
+_MODULES = ("aio", "autograd", "checkpoint", "errors", "functions", "nn", "optim")
 
 # Names of torch.distributed.rpc that programs use although they are not public, and its modules: there, but not listed.
 _ALSO = {

@@ -1,5 +1,6 @@
-"""Modules of a model that live on other workers: `RemoteModule`, by torch's name and behaviour."""
+"""Modules of a model that live on other workers: `RemoteModule`, by torch's name and behaviour, and `Pipeline`."""
 
 from zrpc.nn.api.remote_module import RemoteModule
+from zrpc.nn.pipeline import Pipeline
 
-__all__ = ["RemoteModule"]
+__all__ = ["Pipeline", "RemoteModule"]
