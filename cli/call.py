@@ -27,7 +27,7 @@ def call(target: Target, worker: str, function: str, args: tuple[str, ...], time
     \b
     Examples:
       zrpc call shard-0 aten::add 'ones(2, 3)' 'tensor([1., 2., 3.])' alpha=2
-      zrpc call shard-0 __torch__.examples.quickstart.functions.keep 'arange(5)'
+      zrpc call stage-1 __torch__.examples.quickstart.model.count_correct 'eye(10)' 'arange(10)'
       zrpc call shard-0 os:getpid --timeout 5
     """
     click.echo(call_once(target, worker, function, args, timeout))

@@ -24,7 +24,7 @@ def check(path: Path, overrides: tuple[str, ...]) -> None:
 
     \b
     Example:
-      zrpc config check configs/quickstart.yaml --set roles.shard.count=8
+      zrpc config check configs/quickstart.yaml --set job.args.hidden=256
     """
     names = [charge.name for charge in charges_of(load_config(path, overrides).config)]
     click.echo(f"{path}: good; it starts {', '.join(names)}")

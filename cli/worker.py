@@ -28,7 +28,7 @@ def worker(
     \b
     Examples:
       zrpc worker shard-0
-      zrpc worker shard-0 --import examples.quickstart.functions
+      zrpc worker shard-0 --import examples.quickstart.model
       zrpc worker shard-0 --broker tcp://10.0.0.1:5555 --key-file cluster.key
     """
     ctx.exit(serve_by_hand(target, name, role, modules, entry))

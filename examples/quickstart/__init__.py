@@ -1,1 +1,1 @@
-"""Data-parallel training of a small classifier, all of it in TorchScript functions on four workers."""
+"""Model-parallel training of a small classifier: two halves on two workers, gradients and optimizer across them."""

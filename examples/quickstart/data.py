@@ -16,6 +16,11 @@ class Split:
     x: Tensor
     y: Tensor
 
+    def batch(self, number: int, size: int) -> "Split":
+        """So many rows, going around."""
+        rows = (torch.arange(size) + number * size) % len(self.y)
+        return Split(self.x[rows], self.y[rows])
+
     def shards(self, count: int) -> "list[Split]":
         """Equal parts, as near as may be."""
         return [Split(x, y) for x, y in zip(self.x.tensor_split(count), self.y.tensor_split(count), strict=True)]

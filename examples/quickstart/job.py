@@ -1,84 +1,80 @@
-"""The job: trains a classifier of handwritten digits by synchronous steps on three shards of the data.
+"""The job: trains a classifier of handwritten digits whose two halves are on two workers.
 
     zrpc launch configs/quickstart.yaml
 
-The shards of the data live on the shard workers, the parameters and the test data on the parameter worker; this process
-holds references to them. A step reads the parameters, has every shard compute a gradient at the same time, and applies
-the mean. Every calculation is a TorchScript function (see `functions`) that runs on a worker.
+A step calls one half after the other, within a distributed autograd context. `backward` then takes the gradients back
+through both workers, where they stay, and the optimizer has each worker take a step for its own parameters. This
+process has the data and the loss, and never sees a parameter.
 """
 
 import time
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
 
 import zrpc
-from examples.quickstart import functions as f
 from examples.quickstart.data import Split, load
 from examples.quickstart.display import Progress, print_statistics
+from examples.quickstart.model import Features, Scores, count_correct
+from zrpc import autograd
+from zrpc.nn import RemoteModule
+from zrpc.optim import DistributedOptimizer
 
-WANTED_ACCURACY = 0.95
-
-
-@dataclass(frozen=True)
-class RemoteSplit:
-    """A part of the data on the worker `owner`."""
-
-    owner: str
-    x: Any
-    y: Any
-
-    @classmethod
-    def place(cls, owner: str, split: Split) -> "RemoteSplit":
-        return cls(owner, zrpc.remote(owner, f.keep, args=(split.x,)), zrpc.remote(owner, f.keep, args=(split.y,)))
+WANTED_ACCURACY = 0.97
+WORKERS = ("stage-0", "stage-1")
 
 
 class Model:
-    """The network's parameters, on the worker `owner`."""
+    """The network, half of it on each worker."""
 
-    def __init__(self, owner: str, seed: int) -> None:
-        self.owner = owner
-        self._sizes = (f.HIDDEN, f.CLASSES)
-        self._parameters = zrpc.remote(owner, f.initial_parameters, args=(seed, f.PIXELS, *self._sizes))
-        self._momentum = zrpc.remote(owner, f.keep, args=(torch.zeros(f.PARAMETERS),))
+    def __init__(self, hidden: int, seed: int) -> None:
+        self.features = RemoteModule(WORKERS[0], Features, (hidden, seed))
+        self.scores = RemoteModule(WORKERS[1], Scores, (hidden, seed))
 
-    def step(self, shards: list[RemoteSplit], number: int, batch: int, rate: float) -> float:
-        """One synchronous step over all shards; the mean loss before it."""
-        parameters = zrpc.rpc_sync(self.owner, f.read, args=(self._parameters,))
-        pending = [
-            zrpc.rpc_async(s.owner, f.gradient, args=(parameters, s.x, s.y, number, batch, *self._sizes))
-            for s in shards
-        ]
-        results: list[tuple[Tensor, Tensor]] = torch.futures.wait_all(pending)
-        mean = torch.stack([gradient for gradient, _ in results]).mean(0)
-        zrpc.rpc_sync(self.owner, f.apply, args=(self._parameters, self._momentum, mean, rate))
-        return float(torch.stack([loss for _, loss in results]).mean())
+    def __call__(self, pictures: Tensor) -> Tensor:
+        return self.scores(self.features(pictures))
 
-    def accuracy(self, test: RemoteSplit, count: int) -> float:
-        """The part of `test` that the network puts in the right class."""
-        correct = zrpc.rpc_sync(self.owner, f.count_correct, args=(self._parameters, test.x, test.y, *self._sizes))
-        return int(correct) / count
+    def optimizer(self, rate: float) -> DistributedOptimizer:
+        parameters = self.features.remote_parameters() + self.scores.remote_parameters()
+        return DistributedOptimizer(AdamW, parameters, lr=rate)
+
+    def accuracy(self, test: Split) -> float:
+        """The part of `test` that the network puts in the right class; TorchScript counts, on a worker."""
+        with torch.no_grad():
+            scores = self(test.x)
+        return zrpc.rpc_sync(WORKERS[1], count_correct, args=(scores, test.y)) / len(test.y)
 
 
-def main(shards: int = 3, steps: int = 250, batch: int = 64, rate: float = 0.1, seed: int = 0) -> int:
+def train_step(model: Model, optimizer: DistributedOptimizer, batch: Split) -> float:
+    """One step; the loss before it."""
+    with autograd.context() as context_id:
+        loss = F.cross_entropy(model(batch.x), batch.y)
+        autograd.backward(context_id, [loss])
+        optimizer.step(context_id)
+    return float(loss.detach())
+
+
+def main(steps: int = 250, batch: int = 64, rate: float = 0.02, hidden: int = 128, seed: int = 0) -> int:
     """Train, print what came of it, and return 0 if the accuracy is as it should be."""
     started = time.perf_counter()
     train, held_out = load(seed)
-    names = [f"shard-{index}" for index in range(shards)]
-    parts = [RemoteSplit.place(name, part) for name, part in zip(names, train.shards(shards), strict=True)]
-    test = RemoteSplit.place("parameters", held_out)
-    model = Model("parameters", seed)
+    model = Model(hidden, seed)
+    optimizer = model.optimizer(rate)
+    scheduler = OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
     progress = Progress(steps, every=50)
     accuracy = 0.0
     for number in range(1, steps + 1):
-        loss = model.step(parts, number - 1, batch, rate)
+        loss = train_step(model, optimizer, train.batch(number - 1, batch))
+        if number < steps:
+            scheduler.step()
         if number % 10 == 0 or number == steps:
-            accuracy = model.accuracy(test, len(held_out.y))
+            accuracy = model.accuracy(held_out)
             progress.show(number, loss, accuracy)
     seconds = time.perf_counter() - started
-    statistics = {name: zrpc.worker_statistics(name) for name in [*names, "parameters"]}
+    statistics = {name: zrpc.worker_statistics(name) for name in WORKERS}
     print_statistics(statistics)
     calls = sum(counted["calls_served"] for counted in statistics.values())
     print(f"{calls:,} calls in {seconds:.1f} s: {calls / seconds:,.0f} calls per second")

@@ -44,9 +44,9 @@ def test_bad_usage(run: Run, arguments: tuple[str, ...]) -> None:
 
 def test_config_check_and_show(run: Run) -> None:
     path = str(ROOT / "configs" / "quickstart.yaml")
-    result = run("config", "check", path, "--set", "roles.shard.count=2")
+    result = run("config", "check", path, "--set", "roles.stage.count=3")
     assert result.exit_code == 0
-    assert result.output.endswith("good; it starts shard-0, shard-1, parameters, job\n")
+    assert result.output.endswith("good; it starts stage-0, stage-1, stage-2, job\n")
     result = run("config", "show", path)
     assert "stop_timeout: 5.0" in result.output
 

@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
-SMALL = ["--set", "roles.shard.count=1", "--set", "job.args.shards=1", "--set", "job.args.steps=1000000"]
+SMALL = ["--set", "job.args.steps=1000000"]
 STOP_SECONDS = 5.0
 
 
@@ -47,7 +47,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("moment", "signum", "code"),
-    [("starting shard-0", signal.SIGINT, 130), ("job        | step", signal.SIGTERM, 143)],
+    [("starting stage-0", signal.SIGINT, 130), ("job        | step", signal.SIGTERM, 143)],
 )
 def test_an_interrupt_leaves_nothing(tmp_path: Path, moment: str, signum: int, code: int) -> None:
     with launched(tmp_path, str(QUICKSTART), *SMALL) as process:

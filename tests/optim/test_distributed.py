@@ -230,6 +230,11 @@ def test_every_scheduler_of_torch_is_among_them() -> None:
     assert known - set(SCHEDULERS) <= {"LRScheduler", "ReduceLROnPlateau"}
 
 
+def test_it_has_the_defaults_of_the_class(there: list[RemotePart]) -> None:
+    found = DistributedOptimizer(optim.AdamW, rrefs(there), lr=0.1).defaults
+    assert found == optim.AdamW([nn.Parameter(torch.ones(1))], lr=0.1).defaults
+
+
 def test_a_plateau_lowers_the_rate(here: list[Part], there: list[RemotePart]) -> None:
     mine = optim.SGD(parameters(here), lr=torch.tensor(0.1))
     distributed = DistributedOptimizer(optim.SGD, rrefs(there), lr=torch.tensor(0.1))

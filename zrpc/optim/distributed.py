@@ -88,8 +88,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
             ]
         )
         self._shares.extend(shares)
-        self.remote_optimizers.extend(rref for rref, _ in made)
-        return [options for _, options in made]
+        for rref, _, defaults in made:
+            self.remote_optimizers.append(rref)
+            self.defaults.update(defaults)
+        return [options for _, options, _ in made]
 
     def _take_options(self, shares: Sequence[Share], found: Sequence[Sequence[Group]]) -> None:
         """The workers' optimizers have filled in defaults."""

@@ -30,6 +30,10 @@ _compiling = threading.Lock()
 class LocalOptimizer(Protocol):
     """What `DistributedOptimizer` asks of a worker."""
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options of a group that names none."""
+
     def options(self) -> list[Group]:
         """The options of each group, the defaults filled in."""
 
@@ -54,6 +58,10 @@ class ClassOptimizer:
     ) -> None:
         self._optimizer = cls([_with_values(group) for group in groups], *args, **kwargs)
         self._hogwild = hogwild
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return dict(self._optimizer.defaults)
 
     def options(self) -> list[Group]:
         return [options_of(group) for group in self._optimizer.param_groups]
@@ -129,6 +137,10 @@ class FunctionalOptimizer:
         else:
             self._optimizer = made
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return dict(self._options)
+
     def options(self) -> list[Group]:
         return [dict(self._options)]
 
@@ -172,13 +184,13 @@ def _same_versions(params: Sequence[Tensor]) -> Any:
 
 def new_local_optimizer(
     cls: Any, groups: Sequence[Group], args: Sequence[Any], kwargs: Mapping[str, Any], hogwild: bool
-) -> tuple[RRef[LocalOptimizer], list[Group]]:
-    """Make an optimizer here; returns a reference to it, and the options of its groups."""
+) -> tuple[RRef[LocalOptimizer], list[Group], dict[str, Any]]:
+    """Make an optimizer here; returns a reference to it, the options of its groups, and its defaults."""
     is_class = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
     is_functional = not is_class and isinstance(cls, type) and callable(getattr(cls, "step", None))
     make = FunctionalOptimizer if is_functional else ClassOptimizer
     made: LocalOptimizer = make(cls, groups, args, kwargs, hogwild)
-    return RRef(made), made.options()
+    return RRef(made), made.options(), made.defaults
 
 
 def step(optimizer: RRef[LocalOptimizer], context_id: int, changes: Mapping[int, Group]) -> None:
