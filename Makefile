@@ -1,6 +1,6 @@
 # What a checkout needs, each in one word. The environment is built on first use and whenever its inputs change.
 #
-#   make demo     start a cluster of four workers and train on it
+#   make demo     start a cluster of two workers and train on it
 #   make test     the whole test suite
 #   make lint     ruff, the format, and mypy
 #   make conformance    PyTorch's own RPC tests, if CONFORMANCE_DIR (or ../shared/conformance) has the suite

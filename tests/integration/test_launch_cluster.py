@@ -47,7 +47,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("moment", "signum", "code"),
-    [("starting stage-0", signal.SIGINT, 130), ("job        | step", signal.SIGTERM, 143)],
+    [("starting stage-0", signal.SIGINT, 130), ("job     | step", signal.SIGTERM, 143)],
 )
 def test_an_interrupt_leaves_nothing(tmp_path: Path, moment: str, signum: int, code: int) -> None:
     with launched(tmp_path, str(QUICKSTART), *SMALL) as process:
