@@ -15,11 +15,14 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 import zrpc
 from zrpc import autograd, checkpoint
+from zrpc.errors import RRefLost, WorkerLost
 from zrpc.nn import RemoteModule
 from zrpc.optim import DistributedOptimizer
 from zrpc.rref import RRef
 from zrpc.runtime.context import install_agent, remove_agent
 from zrpc.testing import LocalCluster
+
+LONG = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,30 @@ class Alone:
         x.square().mean().backward()
         self.optimizer.step()
         self.scheduler.step()
+
+
+def test_training_goes_on_from_a_checkpoint_when_a_worker_has_died(tmp_path: Path) -> None:
+    with LocalCluster(["a", "b", "c"]) as cluster:
+        install_agent(cluster["a"].agent)
+        try:
+            spread = Distributed()
+            spread.train(torch.ones(5, 3))
+            checkpoint.save(tmp_path / "file", spread.parts, spread.optimizer, [spread.scheduler])
+            saved = checkpoint.model_state(spread.parts)
+            spread.train(torch.ones(5, 3))
+            cluster.kill("c")
+            with autograd.context() as context_id, pytest.raises(RRefLost, match="is lost with its owner 'c'"):
+                spread.second.to_here()
+            with autograd.context() as context_id, pytest.raises(WorkerLost, match="worker 'c' was lost"):
+                spread.optimizer.step(context_id)
+            cluster.start("c")
+            cluster["a"].agent.peers.find("c", LONG)
+            again = Distributed()
+            checkpoint.load(tmp_path / "file", again.parts, again.optimizer, [again.scheduler])
+            assert_same(checkpoint.model_state(again.parts), saved)
+            again.train(torch.ones(5, 3))
+        finally:
+            remove_agent(cluster["a"].agent)
 
 
 def assert_same(model: dict[str, Any], other: dict[str, Any]) -> None:

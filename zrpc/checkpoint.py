@@ -27,7 +27,7 @@ NO_MODEL = "expected a module, a RemoteModule, an RRef to a module, or a mapping
 
 
 def model_state(model: Model, prefix: str = "") -> dict[str, Any]:
-    """The state dict of a model, on the CPU, its parts' names before the names of their own.
+    """A copy of the state dict of a model, on the CPU, its parts' names before the names of their own.
 
     `model` is a module, a `RemoteModule`, an RRef to a module, a mapping of names to these, or a module that has
     RemoteModules among its parts. Raises `TypeError` for anything else.
@@ -42,11 +42,11 @@ def model_state(model: Model, prefix: str = "") -> dict[str, Any]:
     if not isinstance(model, nn.Module):
         raise TypeError(NO_MODEL.format(type(model)))
     if not has_remote_parts(model):
-        return {name: _to_cpu(value) for name, value in model.state_dict(prefix=prefix).items()}
+        return {name: _copy(value) for name, value in model.state_dict(prefix=prefix).items()}
     own: dict[str, Any] = {}
     model._save_to_state_dict(own, prefix, keep_vars=False)
     children = {name: child for name, child in model._modules.items() if child is not None}
-    return {**{name: _to_cpu(value) for name, value in own.items()}, **model_state(children, prefix)}
+    return {**{name: _copy(value) for name, value in own.items()}, **model_state(children, prefix)}
 
 
 def load_model_state(model: Model, state: Mapping[str, Any], strict: bool = True) -> None:
@@ -99,8 +99,8 @@ def has_remote_parts(module: nn.Module) -> bool:
     return any(child is not None and has_remote_parts(child) for child in module._modules.values())
 
 
-def _to_cpu(value: Any) -> Any:
-    return value.detach().cpu() if isinstance(value, torch.Tensor) else value
+def _copy(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
 # ---------------------------------------------------------------------------------------------- files

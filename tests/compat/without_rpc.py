@@ -45,6 +45,9 @@ sys.meta_path.insert(0, Thief())
 import torch  # noqa: E402
 
 import zrpc as rpc  # noqa: E402
+from zrpc import autograd  # noqa: E402
+from zrpc.nn import RemoteModule  # noqa: E402
+from zrpc.optim import DistributedOptimizer  # noqa: E402
 
 
 @torch.jit.script
@@ -60,6 +63,19 @@ def fetch(ref: Any) -> Any:
     return ref.to_here()
 
 
+def train(other: str) -> None:
+    module = RemoteModule(other, torch.nn.Linear, (3, 1))
+    optimizer = DistributedOptimizer(torch.optim.SGD, module.remote_parameters(), lr=0.01)
+    losses = []
+    for _ in range(3):
+        with autograd.context() as context_id:
+            loss = module(torch.ones(2, 3)).square().sum()
+            autograd.backward(context_id, [loss])
+            optimizer.step(context_id)
+        losses.append(float(loss))
+    assert losses == sorted(losses, reverse=True)
+
+
 def run(rank: int, url: str) -> None:
     options = rpc.TensorPipeRpcBackendOptions(init_method=url, num_worker_threads=4)
     rpc.init_rpc(f"w{rank}", rank=rank, world_size=2, rpc_backend_options=options)
@@ -72,6 +88,7 @@ def run(rank: int, url: str) -> None:
     assert ref.to_here() == "ab"
     assert rpc.rpc_sync(other, fetch, args=(ref,)) == "ab"
     assert rpc.rpc_sync(other, fetch, args=(rpc.RRef(rank),)) == rank
+    train(other)
     rpc.shutdown()
 
 

@@ -90,7 +90,7 @@ class ClassOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         with _stepping:
-            return tree_map_only(Tensor, lambda tensor: tensor.cpu(), self._optimizer.state_dict())  # type: ignore[no-any-return]
+            return tree_map_only(Tensor, lambda tensor: tensor.to("cpu", copy=True), self._optimizer.state_dict())  # type: ignore[no-any-return]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with _stepping:
