@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch._jit_internal import Future
 
+from zrpc import autograd
 from zrpc.errors import LocalFault
 from zrpc.nn.api.remote_module import RemoteModule, _RemoteModule
 from zrpc.nn.interfaces import check_interface
+from zrpc.rref import RRef
 from zrpc.runtime.context import install_agent, remove_agent
 from zrpc.testing import LocalCluster
 
@@ -90,6 +92,25 @@ def test_script_functions_call_it_by_its_interface(module: _RemoteModule) -> Non
     assert (word, found.tolist()) == ("later", [1.0])
     assert compiled.forward(torch.ones(1), 1)[1].tolist() == [2.0]
     assert compiled.forward_async(torch.ones(1), 1).wait()[1].tolist() == [2.0]
+
+
+def test_gradients_go_through_script_functions(cluster: LocalCluster, module: _RemoteModule) -> None:
+    compiled = torch.jit.script(module)
+
+    @torch.jit.script
+    def doubled(repeater: Repeater, x: Tensor) -> Tensor:
+        return 2 * repeater.forward(x, 3, "")[1].sum()
+
+    x = torch.ones(1, requires_grad=True)
+    (start,) = module.remote_parameters()
+    with autograd.context() as context_id:
+        autograd.backward(context_id, [doubled(compiled, x)])
+        assert autograd.get_gradients(context_id)[x] == 6.0
+        assert cluster["a"].rpc_sync("b", gradient_of, (start, context_id)) == 6.0
+
+
+def gradient_of(parameter: RRef[nn.Parameter], context_id: int) -> Tensor:
+    return autograd.get_gradients(context_id)[parameter.local_value()]
 
 
 def test_two_of_one_interface_are_two(cluster: LocalCluster, module: _RemoteModule) -> None:

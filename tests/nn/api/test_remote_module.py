@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zrpc import autograd
 from zrpc.errors import NotInitialized, UnknownWorker
 from zrpc.internal import deserialize, serialize
 from zrpc.nn import RemoteModule
@@ -125,6 +126,24 @@ def test_train_and_eval_are_the_modules(scale: RemoteModule) -> None:
     outer = nn.Sequential(nn.Identity(), scale)
     outer.eval()
     assert scale.forward(torch.ones(1))[1] is False
+
+
+def gradients_of(module: RRef[nn.Module], context_id: int) -> list[float]:
+    found = autograd.get_gradients(context_id)
+    return [float(found[parameter]) for parameter in module.local_value().parameters() if parameter in found]
+
+
+def forward_there(module: RemoteModule, x: Tensor) -> Tensor:
+    return module.forward_async(x).wait()[0]
+
+
+def test_gradients_go_through_it_wherever_it_is_called(cluster: LocalCluster, scale: RemoteModule) -> None:
+    x = torch.ones(1, requires_grad=True)
+    with autograd.context() as context_id:
+        y = scale(x)[0] + scale.forward_async(x).wait()[0] + cluster["a"].rpc_sync("c", forward_there, (scale, x))
+        autograd.backward(context_id, [y])
+        assert autograd.get_gradients(context_id) == {x: 9.0}
+        assert cluster["a"].rpc_sync("b", gradients_of, (scale.module_rref, context_id)) == [3.0]
 
 
 # -------------------------------------------------------------------------------------- how it travels
