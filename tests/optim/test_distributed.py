@@ -318,6 +318,17 @@ def test_only_the_contexts_gradients_count_and_grad_is_left_alone(here: list[Par
     assert unused is None
 
 
+def test_step_hooks_and_the_profilers_name_are_those_of_an_optimizer(there: list[RemotePart]) -> None:
+    distributed = DistributedOptimizer(optim.SGD, rrefs(there), lr=0.1)
+    seen: list[str] = []
+    distributed.register_step_pre_hook(lambda *_: seen.append("before"))
+    distributed.register_step_post_hook(lambda *_: seen.append("after"))
+    with torch.autograd.profiler.profile() as profile:
+        train_there(distributed, there, range(1))
+    assert seen == ["before", "after"]
+    assert "Optimizer.step#DistributedOptimizer.step" in {event.name for event in profile.function_events}
+
+
 def test_passes_of_one_context_add_up(here: list[Part], there: list[RemotePart]) -> None:
     mine = optim.SGD(parameters(here), lr=0.1)
     distributed = DistributedOptimizer(optim.SGD, rrefs(there), lr=0.1)

@@ -122,22 +122,24 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """Does nothing: gradients belong to contexts, and a new context has none."""
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
-        """Add a group: a dict with "params", RRefs, and options."""
+        """Add a group: a dict with "params", RRefs, and options. If that fails, make another optimizer."""
         group = make_group(param_group)
         first = sum(len(known["params"]) for known in self.param_groups)
+        places = {share.owner: place for place, share in enumerate(self._shares)}
+        shares = share_out([group], len(self.param_groups), first)
+        known = [share for share in shares if share.owner in places]
+        new = [share for share in shares if share.owner not in places]
+        found = wait_for_all(
+            [
+                rpc_async(share.owner, local.add_group, (self.remote_optimizers[places[share.owner]], share.groups[0]))
+                for share in known
+            ]
+        )
+        made = self._make(new)
+        for share in known:
+            self._shares[places[share.owner]].extend(share)
         self.param_groups.append(group)
-        known = {share.owner: place for place, share in enumerate(self._shares)}
-        new = []
-        for share in share_out([group], len(self.param_groups) - 1, first):
-            if share.owner not in known:
-                new.append(share)
-                continue
-            place = known[share.owner]
-            found = rpc_async(share.owner, local.add_group, (self.remote_optimizers[place], share.groups[0])).wait()
-            self._shares[place].numbers += share.numbers
-            self._shares[place].indexes += share.indexes
-            self._take_options([share], [[found]])
-        self._take_options(new, self._make(new))
+        self._take_options([*known, *new], [*([options] for options in found), *made])
         self._sent.append(snapshot(group))
 
     # ------------------------------------------------------------------------------------ states

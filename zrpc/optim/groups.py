@@ -70,6 +70,12 @@ class Share:
     """For each of its parameters, in its own order, the index among all."""
     groups: list[Group] = field(default_factory=list)
 
+    def extend(self, other: Share) -> None:
+        """Have the worker's share of a further group too."""
+        self.numbers += other.numbers
+        self.indexes += other.indexes
+        self.groups += other.groups
+
 
 def share_out(groups: Sequence[Group], first_group: int = 0, first_index: int = 0) -> list[Share]:
     """The share of each worker, by who comes first. Groups and parameters are counted from these numbers on."""
