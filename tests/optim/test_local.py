@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, optim
-from torch.distributed.optim.functional_sgd import _FunctionalSGD
 from torch.optim.lr_scheduler import ExponentialLR
 from training import Part, RemotePart, train_here, train_there
 
@@ -41,11 +41,18 @@ class Plain:
                     param -= self.defaults["lr"] * gradient
 
 
-@pytest.mark.parametrize("cls", [_FunctionalSGD, Plain])
+NAMES = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD")
+FUNCTIONAL = {
+    getattr(import_module(f"torch.distributed.optim.functional_{name.lower()}"), f"_Functional{name}"): name
+    for name in NAMES
+}
+
+
+@pytest.mark.parametrize(("cls", "name"), [*FUNCTIONAL.items(), (Plain, "SGD")], ids=lambda item: str(item))
 @pytest.mark.filterwarnings("ignore:.*functional optimizers.*")
-def test_steps_are_those_of_the_class(cluster: LocalCluster, cls: Any) -> None:
+def test_steps_are_those_of_the_class(cluster: LocalCluster, cls: Any, name: str) -> None:
     here, there = [Part(1), Part(2)], [RemotePart("b", 1), RemotePart("c", 2)]
-    mine = optim.SGD([parameter for part in here for parameter in part.parameters()], lr=0.1)
+    mine = getattr(optim, name)([parameter for part in here for parameter in part.parameters()], lr=0.1)
     distributed = DistributedOptimizer(cls, [rref for part in there for rref in part.params], lr=0.1)
     assert distributed.is_functional_optim
     assert distributed.param_groups[0]["lr"] == 0.1
