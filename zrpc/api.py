@@ -34,6 +34,8 @@ from zrpc.debug import get_rpc_timeout as get_rpc_timeout
 from zrpc.errors import AlreadyInitialized, BrokerUnreachable, ConfigError
 from zrpc.ids import WorkerInfo, check_name
 from zrpc.internal import PythonUDF, _internal_rpc_pickler, _run_serialized, _run_serialized_async
+from zrpc.leaks import _delete_all_user_and_unforked_owner_rrefs as _delete_all_user_and_unforked_owner_rrefs
+from zrpc.leaks import _destroy_rref_context as _destroy_rref_context
 from zrpc.options import AgentOptions, from_environment
 from zrpc.profiler import teach_profilers
 from zrpc.rendezvous.meeting import Party, endpoint
@@ -65,7 +67,7 @@ LEAVE_TIMEOUT = 5.0
 """Seconds that an agent takes, when it leaves, to tell the owners of its references that they are gone."""
 _starting = threading.Lock()
 _ignore_rref_leak = True
-"""There for its name: references that are left at the end are let go of, and counted in the log."""
+"""Whether `shutdown` only warns of values here that others still refer to; if not, it raises."""
 _default_pickler: Any = _internal_rpc_pickler
 """What writes Python calls; `_use_rpc_pickler` changes it."""
 
@@ -303,15 +305,18 @@ def join(
 
 def _leave_at_exit() -> None:
     """The interpreter ends without `shutdown`: threads that wait inside torch would meet an interpreter that is gone."""
-    with contextlib.suppress(Exception):
-        shutdown(graceful=False)
+    agent = find_agent()
+    if agent is not None:
+        with contextlib.suppress(Exception):
+            _end(agent, graceful=False)
 
 
 def shutdown(graceful: bool = True, timeout: float = 0) -> None:
     """Leave the cluster.
 
     `graceful`: first wait, in a static group, until all of it want to leave and no call is under way; and for the calls
-    that this worker has made. Then let go of all references. Otherwise leave at once: calls under way fail.
+    that this worker has made. Then let go of all references, with a warning of those that the program still holds.
+    Otherwise leave at once: calls under way fail. Values here that others still refer to are a warning in both cases.
     `timeout` bounds the waiting in seconds, 0 does not; `GroupTimeout` is raised when it is over, after having left.
     Does nothing when no agent runs.
     """
@@ -325,12 +330,17 @@ def shutdown(graceful: bool = True, timeout: float = 0) -> None:
                 if agent.is_static:
                     _wait_all_workers(timeout)
             finally:
-                agent.drain(deadline, LEAVE_TIMEOUT)
+                agent.drain(deadline, LEAVE_TIMEOUT, _delete_all_user_and_unforked_owner_rrefs)
+        _destroy_rref_context(_ignore_rref_leak)
     finally:
-        remove_agent(agent)
-        agent.close("this worker has shut down")
-        for end in agent.at_end:
-            end(graceful)
+        _end(agent, graceful)
+
+
+def _end(agent: Agent, graceful: bool) -> None:
+    remove_agent(agent)
+    agent.close("this worker has shut down")
+    for end in agent.at_end:
+        end(graceful)
 
 
 def serve(timeout: float | None = None) -> str:

@@ -57,6 +57,9 @@ class AgentOptions:
     heartbeat_interval: float = 0.5
     """How often the agent reports to the broker."""
 
+    reference_stacks: bool = False
+    """Whether each reference remembers the calls that led to where it was made, for the warning at shutdown; 20 us each."""
+
     def __post_init__(self) -> None:
         problems = []
         for field in ("rpc_timeout", "init_timeout"):

@@ -42,6 +42,10 @@ def hand_back(reference: RRef[Any]) -> RRef[Any]:
     return reference
 
 
+def is_confirmed(reference: RRef[Any]) -> bool:
+    return reference.confirmed_by_owner()
+
+
 def pass_on(reference: RRef[Any], names: list[str]) -> Any:
     """Hand the reference through some workers; the last one fetches its value."""
     if not names:
@@ -160,6 +164,22 @@ def test_passed_between_any_workers(cluster: LocalCluster) -> None:
     assert cluster["a"].rpc_sync("d", fetch_inner, (inner,)) == [0, 1, 2]
 
 
+def test_a_function_starts_when_the_owners_know_of_its_references(cluster: LocalCluster) -> None:
+    a = cluster["a"]
+    for _ in range(20):
+        assert a.rpc_sync("c", is_confirmed, (a.remote("b", make_list, (1,)),))
+        assert a.remote("c", is_confirmed, (a.remote("b", make_list, (1,)),)).to_here()
+
+
+def test_a_function_starts_when_the_owner_of_its_reference_is_lost(cluster: LocalCluster) -> None:
+    a = cluster["a"]
+    reference = a.remote("b", make_list, (1,))
+    assert reference.to_here() == [0]
+    cluster.kill("b")
+    answer = a.rpc_async("c", is_confirmed, (reference,))  # b is not there to say that it knows c's reference
+    assert answer.wait() is False
+
+
 def test_a_change_at_the_owner_is_seen_by_all(cluster: LocalCluster) -> None:
     reference = cluster["a"].remote("b", make_list, (2,))
     assert cluster["a"].rpc_sync("b", append, (reference, 7)) == 3
@@ -226,6 +246,10 @@ def test_a_creation_that_is_refused_is_told_at_the_fetch() -> None:
         reference = cluster["a"].remote("b", make_list, (2,))
         with pytest.raises(CodecRefused, match="python codec"):
             reference.to_here()
+
+
+def test_a_worker_that_was_not_announced_has_its_id_for_a_name(cluster: LocalCluster) -> None:
+    assert cluster["a"].agent.references.info_of(1234).name == "id:1234"
 
 
 def test_repr_shows_the_ids(cluster: LocalCluster) -> None:

@@ -148,7 +148,9 @@ class Agent:
             self.peers.seek_lane = self.lanes.seek
         ids = LocalIds(identity.info.id, identity.life)
         self.remotes = Remotes(self, clock)
-        self.references = References(identity, ids, self.peers, self.receiver, self.remotes, clock)
+        self.references = References(
+            identity, ids, self.peers, self.receiver, self.remotes, clock, options.reference_stacks
+        )
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
         self.caller = Caller(identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock)
@@ -214,10 +216,11 @@ class Agent:
         """Members that have not asked to end yet, as far as the broker has said."""
         return () if self._held is None else self._held.missing
 
-    def drain(self, deadline: float | None, leave_timeout: float) -> None:
-        """Wait for the calls that this worker has made, then let go of its references and tell their owners."""
+    def drain(self, deadline: float | None, leave_timeout: float, let_go: Callable[[], object] | None = None) -> None:
+        """Wait for the calls that this worker has made, then let go of its references (by `let_go`) and tell their
+        owners."""
         self.caller.wait_idle(deadline)
-        self.references.drop_all()
+        (let_go or self.references.drop_all)()
         self.references.wait_drained(earliest(deadline, self._clock() + leave_timeout))
 
     def close(self, why: str) -> None:

@@ -37,7 +37,7 @@ from zrpc.runtime.profiling import Recordings, attach_profile, is_asked, run_rec
 from zrpc.runtime.recording import Recorder, recorder
 from zrpc.runtime.references import References
 from zrpc.runtime.scopes import Scope
-from zrpc.runtime.values import Values
+from zrpc.runtime.values import Values, forks_of
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
 from zrpc.serialization.script import ScriptError
@@ -194,7 +194,8 @@ class Callee:
         envelope = task.envelope
         if envelope.rref is None:
             raise FrameError("a remote call without an RRef id")
-        if not self._references.on_remote_call(envelope.rref, (envelope.sender, envelope.sender_incarnation)):
+        sender = envelope.sender, envelope.sender_incarnation
+        if not self._references.on_remote_call(envelope.rref, sender, envelope.function or ""):
             return False
         self._answer(task, Kind.REPLY)
         return True
@@ -217,6 +218,26 @@ class Callee:
         except BaseException as error:
             self._finish(task, None, error)
             return
+        if task.envelope.extra is not None and self._awaits_owners(task, func, args, kwargs):
+            return
+        self._begin(task, func, args, kwargs)
+
+    def _awaits_owners(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """As in torch, a function starts when the owners know of the references in its arguments: whatever becomes of
+        whoever passed them on, they can be used. No thread waits for that."""
+
+        def begin() -> None:
+            if not task.is_cancelled:
+                self._begin(task, func, args, kwargs)
+
+        def go_on() -> None:
+            self._executor.submit(begin)
+
+        forks = forks_of(task.envelope)
+        return bool(forks) and self._references.when_confirmed(forks, task.envelope.function or "", go_on)
+
+    def _begin(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run the function, once what it needs is here."""
         if task.envelope.codec != Codec.PYTHON:
             self._run_script(task, func, args, kwargs)
         elif func is invoke or func is type_of or func is backward:

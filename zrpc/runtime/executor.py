@@ -266,6 +266,7 @@ class Executor:
                 else:
                     _local.turn = -1
                     self._call(*found)
+                    found = None  # an idle thread keeps nothing alive
         finally:
             _local.executor = None
             with self._lock:

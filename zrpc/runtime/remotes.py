@@ -18,6 +18,7 @@ from zrpc.runtime.handles import Handle, Reference
 from zrpc.runtime.profiling import Completion
 from zrpc.runtime.recording import Contexts
 from zrpc.runtime.references import References
+from zrpc.runtime.sites import name_of
 from zrpc.wire.envelope import Codec, Extra, Kind
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Remotes:
         peer = self._agent.peers.find(to)
         references = self._agent.references
         if peer.is_self:
-            rref_id, _, me = references.create_pending()
+            rref_id, _, me = references.create_pending(name_of(func))
             numbers = (*rref_id, *rref_id, 0, 0, 0, 0)
 
             def on_failure(_value: Any, error: BaseException | None) -> None:
@@ -67,7 +68,7 @@ class Remotes:
                 references.discard(rref_id, None)
                 raise
             return rref_id, None, me
-        fork = references.create_user(peer.key, self._agent.caller.deadline_of(timeout))
+        fork = references.create_user(peer.key, self._agent.caller.deadline_of(timeout), name_of(func))
         numbers = (*fork.rref_id, *fork.fork_id, fork.seq, 0, 0, 0)
 
         def on_answer(_value: Any, error: BaseException | None) -> None:
