@@ -31,7 +31,7 @@ from zrpc.constants import MEETING_TIMEOUT
 from zrpc.debug import _get_current_rpc_agent as _get_current_rpc_agent
 from zrpc.debug import _is_current_rpc_agent_set as _is_current_rpc_agent_set
 from zrpc.debug import get_rpc_timeout as get_rpc_timeout
-from zrpc.errors import AlreadyInitialized, BrokerUnreachable, ConfigError
+from zrpc.errors import AlreadyInitialized, BrokerUnreachable, ConfigError, LocalFault
 from zrpc.ids import WorkerInfo, check_name
 from zrpc.internal import PythonUDF, _internal_rpc_pickler, _run_serialized, _run_serialized_async
 from zrpc.leaks import _delete_all_user_and_unforked_owner_rrefs as _delete_all_user_and_unforked_owner_rrefs
@@ -44,8 +44,9 @@ from zrpc.rref import RRef, rref_hooks
 from zrpc.runtime.agent import Agent
 from zrpc.runtime.callables import identify
 from zrpc.runtime.context import collected, current_agent, find_agent, init_rounds, install_agent, remove_agent
-from zrpc.runtime.futures import Future, teach_torch
+from zrpc.runtime.futures import Future, let_torch_forget, teach_torch
 from zrpc.runtime.identity import Identity
+from zrpc.runtime.scopes import current_scope
 from zrpc.transport.base import Transport
 from zrpc.transport.curve import Keyring, load_key_file
 from zrpc.transport.router import ZmqTransport
@@ -318,11 +319,17 @@ def shutdown(graceful: bool = True, timeout: float = 0) -> None:
     that this worker has made. Then let go of all references, with a warning of those that the program still holds.
     Otherwise leave at once: calls under way fail. Values here that others still refer to are a warning in both cases.
     `timeout` bounds the waiting in seconds, 0 does not; `GroupTimeout` is raised when it is over, after having left.
-    Does nothing when no agent runs.
+    Does nothing when no agent runs. Raises `LocalFault` inside a function that somebody calls, unless at once: it would
+    wait for that very call.
     """
     agent = find_agent()
     if agent is None:
         return
+    if graceful and current_scope() is not None:
+        raise LocalFault(
+            "shutdown() inside a function that is being called would wait for that call to end. Let the function return, "
+            "and call shutdown() where init_rpc() was called; or, to leave at once, shutdown(graceful=False)"
+        )
     try:
         if graceful:
             deadline = deadline_after(timeout, monotonic())
@@ -338,6 +345,7 @@ def shutdown(graceful: bool = True, timeout: float = 0) -> None:
 
 def _end(agent: Agent, graceful: bool) -> None:
     remove_agent(agent)
+    let_torch_forget()
     agent.close("this worker has shut down")
     for end in agent.at_end:
         end(graceful)

@@ -16,6 +16,7 @@ from zrpc.options import AgentOptions
 from zrpc.rref import RRef
 from zrpc.runtime.context import current_agent
 from zrpc.testing import LocalCluster
+from zrpc.wire.envelope import Kind
 
 LONG = 20.0
 
@@ -269,3 +270,28 @@ def test_a_lost_reference_cannot_be_passed_on(cluster: LocalCluster) -> None:
     assert eventually(lambda: not cluster["a"].agent.directory.find_name("b"))
     with pytest.raises(RRefLost, match="lost with its owner 'b'"):
         cluster["a"].rpc_sync("c", fetch, (reference,))
+
+
+def waiters(cluster: LocalCluster, name: str) -> int:
+    references = cluster[name].agent.references
+    return sum(len(owned.waiters) for owned in references._values.values()) + len(references._fetches)
+
+
+def test_fetches_that_are_given_up_leave_nothing(cluster: LocalCluster) -> None:
+    reference = cluster["a"].remote("b", wait_at_the_gate)
+    for _ in range(5):
+        with pytest.raises(CallTimeout):
+            reference.to_here(0.05)
+    assert eventually(lambda: waiters(cluster, "b") == 0)
+    assert cluster["b"].agent.references.statistics().num_handles == 0
+    _gate.set()
+    assert torch.equal(reference.to_here(), torch.ones(2))
+
+
+def test_a_fetch_of_a_value_that_nobody_knows_leaves_nothing(cluster: LocalCluster) -> None:
+    a, b = cluster["a"].agent, cluster["b"].agent
+    unknown = (7, 123456, 7, 123457, 0, 0, 0, 0)  # a value that somebody else was to create here, and never does
+    with pytest.raises(CallTimeout):
+        a.caller.request_sync(a.peers.find("b"), Kind.RREF_FETCH, "fetching", unknown, 0.05)
+    assert eventually(lambda: references_left(cluster) == 0)
+    assert b.references._values == {}

@@ -324,7 +324,7 @@ class Agent:
             else:
                 self.callee.answer_value(asker, envelope, value, codec, 0, deadline, recorder)
 
-        self.references.on_fetch(GloballyUniqueId(*envelope.rref[:2]), answer)
+        self.references.on_fetch(GloballyUniqueId(*envelope.rref[:2]), answer, deadline)
 
     def _on_inspect(self, asker: Asker, envelope: Envelope) -> None:
         def reply(data: dict[str, Any]) -> None:

@@ -36,13 +36,12 @@ from zrpc.protocol.strangers import Strangers
 from zrpc.runtime.confirmations import Confirmations
 from zrpc.runtime.context import running
 from zrpc.runtime.control import ControlPost
-from zrpc.runtime.executor import blocking_here
+from zrpc.runtime.fetches import Answer, Fetch, Fetches
 from zrpc.runtime.handles import Calls, Reference
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.owned import CREATION_LATE, OwnedValue, Waiter
 from zrpc.runtime.peers import PeerBook
 from zrpc.runtime.receiver import Receiver
-from zrpc.runtime.scopes import current_scope
 from zrpc.runtime.sites import Leftover, Site, made_here
 from zrpc.wire.envelope import Codec, Envelope, Kind
 
@@ -79,6 +78,7 @@ class References:
         self._keeps_stacks = keeps_stacks
         self._sites: dict[ForkId, Site] = {}
         self._confirmations = Confirmations()
+        self._fetches = Fetches()
         self._is_closed = False
         self._strangers = Strangers(self._me)
         self._post = ControlPost(peers, self._me, self._meet)
@@ -193,49 +193,35 @@ class References:
         else:
             waiter(owned.value, owned.error)
 
-    def wait_for(self, rref_id: RRefId, timeout: float) -> Any:
-        """The value of a reference owned here; waits at most `timeout` seconds (0: without bound) for it."""
-        owned = self._values.get(rref_id)
-        if owned is None or not owned.is_done:
-            done = threading.Event()
-            self.when_ready(rref_id, lambda _value, _error: done.set())
-            deadline = self._clock() + timeout if timeout else None
-            scope = current_scope()
-            if scope is not None:
-                deadline = earliest(deadline, scope.deadline)
-                scope.check()
-                scope.enroll(id(done), done.set)
-            try:
-                with blocking_here():
-                    if not done.wait(time_left(deadline, self._clock())):
-                        raise CallTimeout(self.identity.info.name, f"waiting for the value of {rref_id}", timeout)
-            finally:
-                if scope is not None:
-                    scope.leave(id(done))
-            if scope is not None:
-                scope.check()
-            owned = self._values.get(rref_id)
-            if owned is None:
-                raise RRefLost(str(rref_id), self.identity.info.name, "it has been released")
-        if owned.error is not None:
-            raise owned.error
-        return owned.value
-
-    def on_fetch(self, rref_id: RRefId, answer: Callable[[Any, BaseException | None, Codec], None]) -> None:
-        """Somebody asks for a value of this worker: `answer` now, or when it is there."""
+    def wait_no_more(self, rref_id: RRefId, waiter: Waiter) -> None:
+        """Undo `when_ready`."""
         with self._lock:
-            _, effects = self._table.fetch_received(rref_id)
-            owned = self._values.setdefault(rref_id, OwnedValue())
-            sends = self._apply(effects)
-        self._perform(sends)
+            owned = self._values.get(rref_id)
+            if owned is not None and waiter in owned.waiters:
+                owned.waiters.remove(waiter)
 
-        def ready(value: Any, error: BaseException | None) -> None:
+    def owned(self, rref_id: RRefId) -> OwnedValue | None:
+        """The value of a reference owned here, which may be yet to come; None when it has been released."""
+        return self._values.get(rref_id)
+
+    def on_fetch(self, rref_id: RRefId, answer: Answer, deadline: float | None) -> None:
+        """Somebody asks for a value of this worker: `answer` now, or when it is there, but not after the deadline."""
+
+        def answer_and_let_go(value: Any, error: BaseException | None, codec: Codec) -> None:
             try:
-                answer(value, error, owned.codec)
+                answer(value, error, codec)
             finally:
                 self.discard(rref_id, None)
 
-        self.when_ready(rref_id, ready)
+        with self._lock:
+            _, effects = self._table.fetch_received(rref_id)
+            owned = self._values.setdefault(rref_id, OwnedValue())
+            fetch = Fetch(rref_id, owned, answer_and_let_go)
+            if deadline is not None and not owned.is_done:
+                self._fetches.add(fetch, deadline)
+            sends = self._apply(effects)
+        self._perform(sends)
+        self.when_ready(rref_id, fetch)
 
     # ------------------------------------------------------------------------------------ using
 
@@ -397,12 +383,14 @@ class References:
         if self._dropped:
             return 0.0
         with self._lock:
-            return earliest(self._table.next_deadline(), self._strangers.next_deadline())
+            return earliest(self._table.next_deadline(), self._strangers.next_deadline(), self._fetches.next_deadline())
 
     def on_timer(self, now: float) -> None:
         with self._lock:
             effects = self._take_dropped(now)
             effects += self._table.timer_fired(now)
+            for rref_id in self._fetches.take_overdue(now):
+                effects += self._table.handle_dropped(rref_id, None, now)
             for stranger in self._strangers.take_overdue(now):
                 effects += self._table.peer_lost(stranger, 0, "it is not in the cluster", now)
             sends = self._apply(effects)

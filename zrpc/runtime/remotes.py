@@ -19,6 +19,7 @@ from zrpc.runtime.profiling import Completion
 from zrpc.runtime.recording import Contexts
 from zrpc.runtime.references import References
 from zrpc.runtime.sites import name_of
+from zrpc.runtime.waiting import wait_for_value
 from zrpc.wire.envelope import Codec, Extra, Kind
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class Remotes:
     def fetch(self, reference: Reference, timeout: float) -> Any:
         """The value of a reference, wherever it is."""
         if reference.is_owner():
-            return self._agent.references.wait_for(reference.rref_id, self._agent.caller.seconds(timeout))
+            seconds = self._agent.caller.seconds(timeout)
+            return wait_for_value(self._agent.references, reference.rref_id, seconds, self._clock)
         self._agent.references.check_usable(reference, "call to_here() on it")
         peer = self._agent.peers.find_life(reference.owner_life)
         if peer is None:
