@@ -110,6 +110,7 @@ class Agent:
         self.stop_requested = threading.Event()
         self.stop_reason = ""
         self.fenced: str | None = None
+        self.samples_gil = False
         self.refused: Counter[str] = Counter()
         self._clock = clock
         self._started = clock()
