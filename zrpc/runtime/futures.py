@@ -21,6 +21,10 @@ S = TypeVar("S")
 
 logger = logging.getLogger(__name__)
 
+SIGNAL_LATENCY = 0.5
+"""Seconds after which a wait on the main thread looks for signals by itself: one that comes at the very moment at which the
+thread falls asleep does not wake it."""
+
 
 class Future(torch.futures.Future[T]):
     """The result of a call that is under way. A `torch.futures.Future` in everything.
@@ -77,7 +81,8 @@ def wait_until_done(future: torch.futures.Future[Any]) -> None:
     done = threading.Lock()
     done.acquire()
     future.add_done_callback(lambda _future: done.release())
-    done.acquire()
+    while not done.acquire(timeout=SIGNAL_LATENCY):
+        pass
 
 
 def _callback_error(error: Exception) -> RuntimeError:
