@@ -421,7 +421,8 @@ def remote(
 ) -> RRef[Any]:
     """As `rpc_async`, but the result stays on worker `to`: returns a reference to it.
 
-    What the function raises is raised by `to_here`. `timeout` bounds how long the worker may take to accept the call.
+    What the function raises is raised by `to_here`. `timeout` bounds how long the value may take to be made: when it is
+    over first, the reference is of no use here, and says so.
     """
     agent = current_agent("remote")
     if _default_pickler is not _internal_rpc_pickler:

@@ -272,6 +272,30 @@ def test_a_lost_reference_cannot_be_passed_on(cluster: LocalCluster) -> None:
         cluster["a"].rpc_sync("c", fetch, (reference,))
 
 
+def test_a_value_that_is_not_made_in_time_is_of_no_use_to_its_creator(cluster: LocalCluster) -> None:
+    a = cluster["a"]
+    reference = a.remote("b", wait_at_the_gate, timeout=0.05)
+    with pytest.raises(CallTimeout):
+        reference._get_future().wait()
+    assert eventually(lambda: bool(cluster["a"].agent.references._creation_errors))
+    _gate.set()
+    with pytest.raises(CallTimeout, match=r"RRef creation via rpc.remote\(\) timed out"):
+        reference.to_here()
+    with pytest.raises(CallTimeout, match="RRef creation"):
+        a.rpc_sync("c", fetch, (reference,))
+    with pytest.raises(CallTimeout, match="RRef creation"):
+        reference.rpc_sync().sum()
+    del reference
+    assert eventually(lambda: references_left(cluster) == 0)
+
+
+def test_the_creator_is_confirmed_when_the_value_is_made(cluster: LocalCluster) -> None:
+    reference = cluster["a"].remote("b", wait_at_the_gate, timeout=LONG)
+    assert not reference.confirmed_by_owner()
+    _gate.set()
+    assert eventually(reference.confirmed_by_owner)
+
+
 def waiters(cluster: LocalCluster, name: str) -> int:
     references = cluster[name].agent.references
     return sum(len(owned.waiters) for owned in references._values.values()) + len(references._fetches)

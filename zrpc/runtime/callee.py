@@ -187,7 +187,7 @@ class Callee:
         return True
 
     def _accept(self, task: Task) -> bool:
-        """Register the remote value that the call creates, and tell its user before it is computed.
+        """Register the remote value that the call creates; the call is answered when there is one.
 
         False: the call is a repetition, or came too late.
         """
@@ -195,10 +195,7 @@ class Callee:
         if envelope.rref is None:
             raise FrameError("a remote call without an RRef id")
         sender = envelope.sender, envelope.sender_incarnation
-        if not self._references.on_remote_call(envelope.rref, sender, envelope.function or ""):
-            return False
-        self._answer(task, Kind.REPLY)
-        return True
+        return self._references.on_remote_call(envelope.rref, sender, envelope.function or "")
 
     # ------------------------------------------------------------------------------------ running
 
@@ -392,6 +389,8 @@ class Callee:
             if task.envelope.extra is not None:
                 self.recordings.keep(task.envelope)
             self._references.set_value(rref_id, value, error, Codec(task.envelope.codec))
+            with contextlib.suppress(Unavailable):  # whoever asked for it is gone, and is lost to the references too
+                self._answer(task, Kind.REPLY)
         elif not is_wanted:
             pass  # cancelled, and answered then
         elif error is not None:

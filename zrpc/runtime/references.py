@@ -116,7 +116,7 @@ class References:
         return fork
 
     def creation_answered(self, fork: Fork, error: BaseException | None) -> None:
-        """The owner has accepted the call that makes the value, or the call has failed."""
+        """The call that makes the value has ended: the value is there, or what its function raised; or the call failed."""
         now = self._clock()
         with self._lock:
             if error is None:
