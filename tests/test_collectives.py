@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from zrpc.collectives import _all_gather, _barrier, _thread_local_var, _wait_all, _wait_all_workers
-from zrpc.debug import _get_current_rpc_agent, _get_debug_info, _set_rpc_timeout, get_rpc_timeout
+from zrpc.debug import (
+    _get_current_rpc_agent,
+    _get_debug_info,
+    _set_rpc_timeout,
+    enable_gil_profiling,
+    get_rpc_timeout,
+)
 from zrpc.errors import NotInitialized
 from zrpc.runtime.context import current_agent
 from zrpc.testing.cluster import LocalCluster
@@ -111,6 +117,18 @@ def test_the_agent_shows_itself(cluster: LocalCluster) -> None:
     assert (name, is_static, infos, other, timeout) == ("c", False, list(NAMES), 1, 60.0)
     assert debug["agent.thread_pool_size"] == "16"
     assert debug["num_owner_rrefs"] == "0"
+
+
+def measured(flag: bool) -> dict[str, str]:
+    enable_gil_profiling(flag)
+    return _get_current_rpc_agent().get_debug_info()
+
+
+def test_the_wait_for_pythons_lock_is_sampled_on_request(cluster: LocalCluster) -> None:
+    key = "agent.gil_average_wait_time_us"
+    assert key not in cluster["a"].rpc_sync("b", measured, (False,))
+    assert float(cluster["a"].rpc_sync("b", measured, (True,))[key]) >= 0.0
+    assert key not in cluster["a"].rpc_sync("b", measured, (False,))
 
 
 def test_shared_values_are_counted_and_unshared_ones_are_not(cluster: LocalCluster) -> None:

@@ -29,6 +29,12 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = zrpc.rpc_snyc  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", sorted(zrpc._ALSO))
+def test_names_that_programs_for_torch_use_are_there(name: str) -> None:
+    assert getattr(zrpc, name) is not None
+    assert name not in zrpc.__all__
+
+
 def undocumented(name: str, value: Any) -> list[str]:
     """Names without a docstring of their own: the value's, its public methods', and a module's functions'."""
     if isinstance(value, str):

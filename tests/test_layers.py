@@ -29,7 +29,7 @@ LAYERS = (
     ("zrpc.runtime",),
     ("zrpc.rref_proxy", "zrpc.profiler"),
     ("zrpc.broker", "zrpc.rref", "zrpc.functions", "zrpc.autograd"),
-    ("zrpc.rendezvous", "zrpc.internal", "zrpc.debug"),
+    ("zrpc.rendezvous", "zrpc.internal", "zrpc.debug", "zrpc.leaks"),
     ("zrpc.collectives", "zrpc.backend_registry", "zrpc.lifecycle", "zrpc.tracing"),
     ("zrpc.api",),
     ("zrpc.aio", "zrpc.operators"),

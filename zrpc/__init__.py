@@ -107,12 +107,23 @@ _MODULES = ("aio", "autograd", "checkpoint", "errors", "functions", "nn", "optim
 # Names of torch.distributed.rpc that programs use although they are not public, and its modules: there, but not listed.
 _ALSO = {
     "PyRRef": "rref.RRef",
+    "RpcAgent": "debug.RpcAgent",
     "TensorPipeAgent": "debug.TensorPipeAgent",
+    "_DEFAULT_INIT_METHOD": "constants.DEFAULT_INIT_METHOD",
+    "_DEFAULT_NUM_WORKER_THREADS": "constants.DEFAULT_NUM_WORKER_THREADS",
+    "_DEFAULT_RPC_TIMEOUT_SEC": "constants.DEFAULT_RPC_TIMEOUT_SEC",
+    "_UNSET_RPC_TIMEOUT": "constants.UNSET_RPC_TIMEOUT",
+    "_delete_all_user_and_unforked_owner_rrefs": "leaks._delete_all_user_and_unforked_owner_rrefs",
+    "_destroy_rref_context": "leaks._destroy_rref_context",
     "_get_current_rpc_agent": "debug._get_current_rpc_agent",
     "_get_debug_info": "debug._get_debug_info",
     "_is_current_rpc_agent_set": "debug._is_current_rpc_agent_set",
     "_rref_context_get_debug_info": "debug._rref_context_get_debug_info",
     "_set_rpc_timeout": "debug._set_rpc_timeout",
+    "backend_registered": "backend_registry.backend_registered",
+    "construct_rpc_backend_options": "backend_registry.construct_rpc_backend_options",
+    "enable_gil_profiling": "debug.enable_gil_profiling",
+    "register_backend": "backend_registry.register_backend",
 }
 _ALSO_MODULES = ("api", "backend_registry", "constants", "internal", "options")
 

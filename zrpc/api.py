@@ -29,9 +29,11 @@ from zrpc.constants import MEETING_TIMEOUT
 from zrpc.debug import _get_current_rpc_agent as _get_current_rpc_agent
 from zrpc.debug import _is_current_rpc_agent_set as _is_current_rpc_agent_set
 from zrpc.debug import get_rpc_timeout as get_rpc_timeout
-from zrpc.errors import AlreadyInitialized, BrokerUnreachable, ConfigError
+from zrpc.errors import AlreadyInitialized, BrokerUnreachable, ConfigError, LocalFault
 from zrpc.ids import WorkerInfo, check_name
 from zrpc.internal import PythonUDF, _internal_rpc_pickler, _run_serialized, _run_serialized_async
+from zrpc.leaks import _delete_all_user_and_unforked_owner_rrefs as _delete_all_user_and_unforked_owner_rrefs
+from zrpc.leaks import _destroy_rref_context as _destroy_rref_context
 from zrpc.options import AgentOptions, from_environment
 from zrpc.profiler import teach_profilers
 from zrpc.rendezvous.meeting import Party, endpoint
@@ -40,9 +42,10 @@ from zrpc.rref import RRef, rref_hooks
 from zrpc.runtime.agent import Agent
 from zrpc.runtime.callables import identify
 from zrpc.runtime.context import collected, current_agent, find_agent, init_rounds, install_agent, remove_agent
-from zrpc.runtime.futures import Future, teach_torch
+from zrpc.runtime.futures import Future, let_torch_forget, teach_torch
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.retrying import Role, one_worker
+from zrpc.runtime.scopes import current_scope
 from zrpc.transport.base import Transport
 from zrpc.transport.curve import Keyring, load_key_file
 from zrpc.transport.router import ZmqTransport
@@ -64,7 +67,7 @@ LEAVE_TIMEOUT = 5.0
 """Seconds that an agent takes, when it leaves, to tell the owners of its references that they are gone."""
 _starting = threading.Lock()
 _ignore_rref_leak = True
-"""There for its name: references that are left at the end are let go of, and counted in the log."""
+"""Whether `shutdown` only warns of values here that others still refer to; if not, it raises."""
 _default_pickler: Any = _internal_rpc_pickler
 """What writes Python calls; `_use_rpc_pickler` changes it."""
 
@@ -302,8 +305,10 @@ def join(
 
 def _leave_at_exit() -> None:
     """The interpreter ends without `shutdown`: threads that wait inside torch would meet an interpreter that is gone."""
-    with contextlib.suppress(Exception):
-        shutdown(graceful=False)
+    agent = find_agent()
+    if agent is not None:
+        with contextlib.suppress(Exception):
+            _end(agent, graceful=False)
 
 
 def shutdown(graceful: bool = True, timeout: float = 0) -> None:
@@ -311,13 +316,20 @@ def shutdown(graceful: bool = True, timeout: float = 0) -> None:
 
     `graceful`: first wait, in a static group, until all of it want to leave and no call is under way. Then take no new
     calls, and wait for those that run here (`AgentOptions.drain_timeout` at most) and for those that this worker has made.
-    Then let go of all references. Otherwise leave at once: calls under way fail.
+    Then let go of all references, with a warning of those that the program still holds. Otherwise leave at once: calls
+    under way fail. Values here that others still refer to are a warning in both cases.
     `timeout` bounds the waiting in seconds, 0 does not; `GroupTimeout` is raised when it is over, after having left.
-    Does nothing when no agent runs.
+    Does nothing when no agent runs. Raises `LocalFault` inside a function that somebody calls, unless at once: it would
+    wait for that very call.
     """
     agent = find_agent()
     if agent is None:
         return
+    if graceful and current_scope() is not None:
+        raise LocalFault(
+            "shutdown() inside a function that is being called would wait for that call to end. Let the function return, "
+            "and call shutdown() where init_rpc() was called; or, to leave at once, shutdown(graceful=False)"
+        )
     try:
         if graceful:
             deadline = deadline_after(timeout, monotonic())
@@ -325,12 +337,18 @@ def shutdown(graceful: bool = True, timeout: float = 0) -> None:
                 if agent.is_static:
                     _wait_all_workers(timeout)
             finally:
-                agent.drain(deadline, LEAVE_TIMEOUT)
+                agent.drain(deadline, LEAVE_TIMEOUT, _delete_all_user_and_unforked_owner_rrefs)
+        _destroy_rref_context(_ignore_rref_leak)
     finally:
-        remove_agent(agent)
-        agent.close("this worker has shut down")
-        for end in agent.at_end:
-            end(graceful)
+        _end(agent, graceful)
+
+
+def _end(agent: Agent, graceful: bool) -> None:
+    remove_agent(agent)
+    let_torch_forget()
+    agent.close("this worker has shut down")
+    for end in agent.at_end:
+        end(graceful)
 
 
 def rpc_sync(
@@ -394,7 +412,8 @@ def remote(
 ) -> RRef[Any]:
     """As `rpc_async`, but the result stays on worker `to`: returns a reference to it.
 
-    What the function raises is raised by `to_here`. `timeout` bounds how long the worker may take to accept the call.
+    What the function raises is raised by `to_here`. `timeout` bounds how long the value may take to be made: when it is
+    over first, the reference is of no use here, and says so.
     """
     agent = current_agent("remote")
     if _default_pickler is not _internal_rpc_pickler:

@@ -18,6 +18,14 @@ perf_ns = time.perf_counter_ns
 wall_ns = time.time_ns
 
 
+def wait_for_interpreter(times: int = 8) -> float:
+    """Seconds that this thread waits, on average, for Python's lock after it has let go of it."""
+    started = time.perf_counter()
+    for _ in range(times):
+        time.sleep(0)
+    return (time.perf_counter() - started) / times
+
+
 def deadline_after(seconds: float | None, now: float) -> float | None:
     """The deadline `seconds` from `now`; `None` or 0 mean none, as a timeout of 0 does in torch's RPC."""
     return None if not seconds else now + seconds

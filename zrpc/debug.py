@@ -6,6 +6,7 @@ One rule: this module only shows; it keeps nothing.
 from __future__ import annotations
 
 from zrpc import autograd
+from zrpc.clock import wait_for_interpreter
 from zrpc.ids import WorkerInfo
 from zrpc.runtime.agent import Agent
 from zrpc.runtime.context import current_agent, find_agent
@@ -50,6 +51,7 @@ class RpcAgent:
             "agent.client_active_calls": str(agent.caller.pending()),
             "agent.server_active_calls": str(pool.running + pool.queued),
             "agent.server_active_async_calls": str(pool.blocked),
+            **({"agent.gil_average_wait_time_us": str(wait_for_interpreter() * 1e6)} if agent.samples_gil else {}),
         }
 
 
@@ -64,6 +66,11 @@ def _get_current_rpc_agent() -> RpcAgent:
 def _is_current_rpc_agent_set() -> bool:
     """Whether there is an agent."""
     return find_agent() is not None
+
+
+def enable_gil_profiling(flag: bool) -> None:
+    """Have `get_debug_info()` of the agent say how long a thread waits for Python's lock, on average, when it is asked."""
+    current_agent("enable_gil_profiling").samples_gil = bool(flag)
 
 
 def _set_rpc_timeout(seconds: float) -> None:

@@ -8,6 +8,7 @@ sentence from them: what failed, on which worker, why, and what to do next.
     |   |-- NotInitialized             no agent runs in this process
     |   |-- AlreadyInitialized         an agent runs already
     |   |-- InvalidName                a worker name with forbidden characters, empty or too long
+    |   |-- InvalidDestination (also a ValueError)   something that names no worker, where one is to be named
     |   |-- ConfigError                a configuration file, option or environment variable
     |   |-- KeyFileError               a key file that is missing, malformed or readable by others
     |   |-- ArgumentMismatch           arguments that do not fit a TorchScript schema
@@ -87,6 +88,17 @@ class InvalidName(LocalFault):
         super().__init__(
             f"{why}: {name[:200]!r}. Worker name must match ^[A-Za-z0-9-_:]*$, must be non-empty, "
             "and must be shorter than 128 characters."
+        )
+
+
+class InvalidDestination(LocalFault, ValueError):
+    """Something that is neither a worker's name nor its id nor a `WorkerInfo`, where one of these is to be."""
+
+    def __init__(self, to: object) -> None:
+        self.to = to
+        super().__init__(
+            f"Cannot get WorkerInfo from name {to!r}: a worker is named by its name, its id or its WorkerInfo, "
+            f"not by a {type(to).__name__}"
         )
 
 

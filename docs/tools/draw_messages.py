@@ -38,7 +38,7 @@ KINDS: Mapping[Kind, tuple[str, str, str]] = {
     Kind.REMOTE_CALL: (
         "creator to owner",
         "as CALL; the header has the ids of the reference",
-        "REPLY without a body once it is accepted, before the function runs; ERROR or NEED_CODE; nothing when it comes "
+        "REPLY without a body once the function has returned or raised; ERROR or NEED_CODE; nothing when it comes "
         "again, or after its notice",
     ),
     Kind.REPLY: (

@@ -48,6 +48,7 @@ KEYS: Mapping[str, str] = {
 REMEDIES: Mapping[str, str] = {
     "NotInitialized": "call `init_rpc` first, in this process",
     "AlreadyInitialized": "call `shutdown` first; one agent runs in a process",
+    "InvalidDestination": "name the worker: a `str`, its id or its `WorkerInfo`",
     "InvalidName": "use letters, digits, `_`, `:`, `-`; 1 to 127 of them",
     "ConfigError": "mend what the message names; it has file, line and what was expected",
     "KeyFileError": "`chmod 600` the file, own it, or name the right one",

@@ -47,6 +47,7 @@ def nothing_is_left() -> None:
     names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     assert not names, names
     assert not rpc._is_current_rpc_agent_set()
+    assert torch.futures.wait_all.__module__ == torch.futures.Future.wait.__module__ == "torch.futures"
 
 
 def call_all(world_size: int) -> None:

@@ -61,7 +61,9 @@ def python(tmp_path: Path, *arguments: str) -> str:
 def test_a_program_and_the_processes_that_it_spawns(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     said = python(tmp_path, "-m", "zrpc.compat", "program.py", str(tmp_path / "meet"), "x")
-    assert said.splitlines()[-1] == f"zrpc.debug 2.0 21 ['program.py', '{tmp_path / 'meet'}', 'x']"
+    assert f"zrpc.debug 2.0 21 ['program.py', '{tmp_path / 'meet'}', 'x']" in said.splitlines()
+    line = PROGRAM.splitlines().index('        ref = rpc.remote("w1", add, args=(RRef(20).to_here(), 1))') + 1
+    assert f"  1 to a value of 'w1': remote(add) at {tmp_path / 'program.py'}:{line} in run" in said.splitlines()
 
 
 def test_the_parameter_server_is_not_changed(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from zrpc.errors import ConfigError, DeadlineExceeded, NameTaken
-from zrpc.launch.entries import load_entry, load_modules, parse_arguments, run_program, wait_at_gate
+from zrpc.launch.entries import SWITCH_INTERVAL, load_entry, load_modules, parse_arguments, run_program, wait_at_gate
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,22 @@ def _broken() -> int:
     raise ValueError("of the user's own")
 
 
+@pytest.fixture
+def _switching() -> Iterator[None]:
+    saved = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(saved)
+
+
+@pytest.mark.usefixtures("_switching")
+def test_threads_take_turns_more_often_than_by_default() -> None:
+    sys.setswitchinterval(0.005)
+    with pytest.raises(SystemExit):
+        run_program(lambda: 0)
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL, rel=0.01)
+
+
+@pytest.mark.usefixtures("_switching")
 @pytest.mark.parametrize(("main", "code"), [(lambda: None, 0), (lambda: 4, 4), (_refused, 1), (_broken, 1)])
 def test_exit_codes(main: object, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

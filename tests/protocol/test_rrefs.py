@@ -633,6 +633,18 @@ def test_shutdown_tells_what_was_held_and_releases_it():
     assert trio.is_empty()
 
 
+def test_what_others_hold():
+    trio = Trio()
+    fork = trio.remote()
+    assert trio.b.held_elsewhere() == [(fork.rref_id, fork.fork_id, trio.a.me)]
+    own = trio.b.create_owner(is_ready=True)
+    to_c = trio.b.fork(own, None, trio.c.me)
+    assert trio.b.held_elsewhere()[1:] == [(own, to_c.fork_id, trio.c.me)]
+    trio.b.peer_lost(trio.c.me, 0, "killed", 0.0)
+    assert trio.b.held_elsewhere() == [(fork.rref_id, fork.fork_id, trio.a.me)]
+    assert trio.a.held_elsewhere() == []
+
+
 def test_statistics_and_repr():
     trio = Trio()
     fork = trio.remote()

@@ -18,6 +18,27 @@ from zrpc.testing import LocalCluster
 from zrpc.wire.envelope import Codec
 
 
+def only_python(x: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(x.numpy()[::-1].copy())
+
+
+only_python.__annotations__ = {"x": torch.Tensor, "return": torch.Tensor}  # TorchScript does not look names up here
+only_python = torch.jit.ignore(only_python)
+
+
+@torch.jit.script
+def calls_python(x: torch.Tensor, times: int = 2) -> torch.Tensor:
+    return only_python(x) * times
+
+
+def test_a_script_function_whose_code_cannot_travel_is_called_by_its_name(cluster: LocalCluster) -> None:
+    assert identify(calls_python).codec is Codec.BUILTIN
+    there = cluster["a"].rpc_sync("b", calls_python, (torch.arange(3.0),), {"times": 3})
+    assert torch.equal(there, torch.tensor([6.0, 3.0, 0.0]))
+    with pytest.raises(RuntimeError, match="missing value for argument 'x'"):
+        cluster["a"].rpc_sync("b", calls_python)
+
+
 class Shop:
     def __init__(self, stock: int) -> None:
         self.stock = stock

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import sys
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from zrpc.errors import (
     CodecRefused,
     CodeRefused,
     EncodeError,
+    InvalidDestination,
     LimitExceeded,
     LocalFault,
     RemoteFault,
@@ -284,6 +286,24 @@ def test_a_timeout_of_years(cluster: LocalCluster) -> None:
 def test_an_async_function_must_return_a_future(cluster: LocalCluster) -> None:
     with pytest.raises(RuntimeError, match="Async functions must return an IValue of Future type, but got Tensor"):
         cluster["a"].rpc_sync("b", not_later, (torch.ones(1),))
+
+
+@pytest.mark.parametrize("to", [0.5, None, True, b"b", ["b"]])
+def test_what_names_no_worker(cluster: LocalCluster, to: Any) -> None:
+    for call in (cluster["a"].rpc_sync, cluster["a"].rpc_async, cluster["a"].remote):
+        with pytest.raises(InvalidDestination, match="Cannot get WorkerInfo from name"):
+            call(to, who)
+    assert issubclass(InvalidDestination, ValueError)
+
+
+class Name(str, enum.Enum):
+    B = "b"
+
+
+def test_kinds_of_names(cluster: LocalCluster) -> None:
+    number = cluster["b"].agent.info.id
+    for to in ("b", Name.B, number, enum.IntEnum("Rank", {"B": number}).B, cluster["b"].agent.info):
+        assert cluster["a"].rpc_sync(to, who) == "b"  # type: ignore[arg-type]
 
 
 def test_unknown_workers_and_functions(cluster: LocalCluster) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from zrpc.runtime.executor import Executor, blocking_here
+from zrpc.runtime.executor import KEPT_IDLE, Executor, blocking_here
 
 LONG = 20.0  # reached only by a failure
 
@@ -225,3 +225,49 @@ def test_those_that_wait_are_not_overtaken() -> None:
     assert order == list(range(20))
     mailbox.wake()
     assert executor.stop(LONG)
+
+
+def test_idle_threads_end_after_a_while() -> None:
+    mailbox = Mailbox()
+    executor = Executor(mailbox.receive, limit=40, name="test", linger=0.02)
+    mailbox.executor = executor
+    executor.start()
+    gate = threading.Event()
+    many = threading.Barrier(31)
+
+    def wait_at_the_gate() -> None:
+        many.wait(LONG)
+        gate.wait(LONG)
+
+    for _ in range(30):
+        executor.submit(wait_at_the_gate)
+    many.wait(LONG)
+    assert executor.statistics().threads >= 30
+    gate.set()
+    pause = threading.Event()
+    for _ in range(1000):
+        if executor.statistics().threads <= 1 + KEPT_IDLE:
+            break
+        pause.wait(0.01)
+    assert executor.statistics().threads <= 1 + KEPT_IDLE
+    done = threading.Barrier(31)  # and it still does what is asked of it
+    for _ in range(30):
+        executor.submit(lambda: done.wait(LONG) and None)
+    done.wait(LONG)
+    mailbox.wake()
+    assert executor.stop(LONG)
+
+
+def test_no_job_is_lost_while_threads_come_and_go() -> None:
+    mailbox = Mailbox()
+    executor = Executor(mailbox.receive, limit=8, name="test", linger=0.0)  # each wait ends at once: the worst of it
+    mailbox.executor = executor
+    executor.start()
+    for _ in range(200):
+        ended = [threading.Event() for _ in range(8)]
+        for event in ended:
+            executor.submit(event.set)
+        assert all(event.wait(LONG) for event in ended)
+    mailbox.wake()
+    assert executor.stop(LONG)
+    assert executor.statistics().queued == 0

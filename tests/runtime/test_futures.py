@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from zrpc.errors import Cancelled
 from zrpc.runtime import futures
 from zrpc.runtime.context import current_agent
-from zrpc.runtime.futures import Future, cancel, collect_all, complete, teach_torch, wait_all
+from zrpc.runtime.futures import Future, cancel, collect_all, complete, let_torch_forget, teach_torch, wait_all
 from zrpc.testing import LocalCluster
 
 LONG = 20.0
@@ -68,6 +69,62 @@ def _taught() -> Iterator[None]:
     teach_torch()
     yield
     torch.futures.wait_all, torch.futures.collect_all, torch.futures.Future.wait = saved  # type: ignore[method-assign]
+
+
+class Watched(Future[int]):
+    """Says when somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_waited_for = threading.Event()
+
+    def add_done_callback(self, callback: Any) -> None:
+        super().add_done_callback(callback)
+        self.is_waited_for.set()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_signal_ends_a_wait_on_the_main_thread() -> None:
+    assert threading.current_thread() is threading.main_thread()
+    future = Watched()
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise Interrupted
+
+    def send() -> None:
+        if future.is_waited_for.wait(LONG):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    saved = signal.signal(signal.SIGUSR1, interrupt)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(Interrupted):
+            future.wait()
+    finally:
+        sender.join(LONG)
+        signal.signal(signal.SIGUSR1, saved)
+    future.set_result(1)
+    assert future.wait() == 1
+
+
+@pytest.mark.usefixtures("_taught")
+def test_what_torch_was_taught_it_forgets() -> None:
+    assert torch.futures.wait_all.__module__ == futures.__name__
+    let_torch_forget()
+    let_torch_forget()
+    assert [f.__module__ for f in (torch.futures.wait_all, torch.futures.collect_all)] == ["torch.futures"] * 2
+    assert torch.futures.Future.wait.__module__ == "torch.futures"
+    teach_torch()
+
+    def somebody_elses(_futures: Any) -> None: ...
+
+    torch.futures.wait_all = somebody_elses  # type: ignore[assignment]
+    let_torch_forget()
+    assert torch.futures.wait_all is somebody_elses  # type: ignore[comparison-overlap]
 
 
 def test_callbacks(cluster: LocalCluster) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import zrpc
+from zrpc.errors import LocalFault
 from zrpc.options import AgentOptions
 from zrpc.runtime.context import current_agent
 from zrpc.runtime.futures import teach_torch, wait_all
@@ -67,6 +69,17 @@ def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(["a", "b", "c"], options=options) as running:
         yield running
     torch.futures.wait_all, torch.futures.collect_all, torch.futures.Future.wait = saved  # type: ignore[method-assign]
+
+
+def leave() -> None:
+    zrpc.shutdown()
+
+
+def test_nobody_waits_for_the_end_of_its_own_call(cluster: LocalCluster) -> None:
+    for to in ("a", "b"):
+        with pytest.raises(LocalFault, match="would wait for that call to end"):
+            cluster["a"].rpc_sync(to, leave)
+    assert cluster["a"].rpc_sync("b", len, ("still here",)) == 10
 
 
 @pytest.mark.parametrize("names", [["b", "c", "a"], ["a"], ["b"]], ids="-".join)

@@ -16,6 +16,7 @@ from zrpc.options import AgentOptions
 from zrpc.rref import RRef
 from zrpc.runtime.context import current_agent
 from zrpc.testing import LocalCluster
+from zrpc.wire.envelope import Kind
 
 LONG = 20.0
 
@@ -40,6 +41,10 @@ def fetch(reference: RRef[Any]) -> Any:
 
 def hand_back(reference: RRef[Any]) -> RRef[Any]:
     return reference
+
+
+def is_confirmed(reference: RRef[Any]) -> bool:
+    return reference.confirmed_by_owner()
 
 
 def pass_on(reference: RRef[Any], names: list[str]) -> Any:
@@ -160,6 +165,22 @@ def test_passed_between_any_workers(cluster: LocalCluster) -> None:
     assert cluster["a"].rpc_sync("d", fetch_inner, (inner,)) == [0, 1, 2]
 
 
+def test_a_function_starts_when_the_owners_know_of_its_references(cluster: LocalCluster) -> None:
+    a = cluster["a"]
+    for _ in range(20):
+        assert a.rpc_sync("c", is_confirmed, (a.remote("b", make_list, (1,)),))
+        assert a.remote("c", is_confirmed, (a.remote("b", make_list, (1,)),)).to_here()
+
+
+def test_a_function_starts_when_the_owner_of_its_reference_is_lost(cluster: LocalCluster) -> None:
+    a = cluster["a"]
+    reference = a.remote("b", make_list, (1,))
+    assert reference.to_here() == [0]
+    cluster.kill("b")
+    answer = a.rpc_async("c", is_confirmed, (reference,))  # b is not there to say that it knows c's reference
+    assert answer.wait() is False
+
+
 def test_a_change_at_the_owner_is_seen_by_all(cluster: LocalCluster) -> None:
     reference = cluster["a"].remote("b", make_list, (2,))
     assert cluster["a"].rpc_sync("b", append, (reference, 7)) == 3
@@ -228,6 +249,10 @@ def test_a_creation_that_is_refused_is_told_at_the_fetch() -> None:
             reference.to_here()
 
 
+def test_a_worker_that_was_not_announced_has_its_id_for_a_name(cluster: LocalCluster) -> None:
+    assert cluster["a"].agent.references.info_of(1234).name == "id:1234"
+
+
 def test_repr_shows_the_ids(cluster: LocalCluster) -> None:
     user = cluster["a"].remote("b", make_list, (2,))
     me = cluster["a"].agent.info.id
@@ -245,3 +270,52 @@ def test_a_lost_reference_cannot_be_passed_on(cluster: LocalCluster) -> None:
     assert eventually(lambda: not cluster["a"].agent.directory.find_name("b"))
     with pytest.raises(RRefLost, match="lost with its owner 'b'"):
         cluster["a"].rpc_sync("c", fetch, (reference,))
+
+
+def test_a_value_that_is_not_made_in_time_is_of_no_use_to_its_creator(cluster: LocalCluster) -> None:
+    a = cluster["a"]
+    reference = a.remote("b", wait_at_the_gate, timeout=0.05)
+    with pytest.raises(CallTimeout):
+        reference._get_future().wait()
+    assert eventually(lambda: bool(cluster["a"].agent.references._creation_errors))
+    _gate.set()
+    with pytest.raises(CallTimeout, match=r"RRef creation via rpc.remote\(\) timed out"):
+        reference.to_here()
+    with pytest.raises(CallTimeout, match="RRef creation"):
+        a.rpc_sync("c", fetch, (reference,))
+    with pytest.raises(CallTimeout, match="RRef creation"):
+        reference.rpc_sync().sum()
+    del reference
+    assert eventually(lambda: references_left(cluster) == 0)
+
+
+def test_the_creator_is_confirmed_when_the_value_is_made(cluster: LocalCluster) -> None:
+    reference = cluster["a"].remote("b", wait_at_the_gate, timeout=LONG)
+    assert not reference.confirmed_by_owner()
+    _gate.set()
+    assert eventually(reference.confirmed_by_owner)
+
+
+def waiters(cluster: LocalCluster, name: str) -> int:
+    references = cluster[name].agent.references
+    return sum(len(owned.waiters) for owned in references._values.values()) + len(references._fetches)
+
+
+def test_fetches_that_are_given_up_leave_nothing(cluster: LocalCluster) -> None:
+    reference = cluster["a"].remote("b", wait_at_the_gate)
+    for _ in range(5):
+        with pytest.raises(CallTimeout):
+            reference.to_here(0.05)
+    assert eventually(lambda: waiters(cluster, "b") == 0)
+    assert cluster["b"].agent.references.statistics().num_handles == 0
+    _gate.set()
+    assert torch.equal(reference.to_here(), torch.ones(2))
+
+
+def test_a_fetch_of_a_value_that_nobody_knows_leaves_nothing(cluster: LocalCluster) -> None:
+    a, b = cluster["a"].agent, cluster["b"].agent
+    unknown = (7, 123456, 7, 123457, 0, 0, 0, 0)  # a value that somebody else was to create here, and never does
+    with pytest.raises(CallTimeout):
+        a.caller.request_sync(a.peers.find("b"), Kind.RREF_FETCH, "fetching", unknown, 0.05)
+    assert eventually(lambda: references_left(cluster) == 0)
+    assert b.references._values == {}

@@ -153,6 +153,7 @@ class Options(Model):
     lanes: Flag | None = None
     shared_memory_bytes: Annotated[int, Field(strict=True, ge=0), Expect("a number of bytes, 0 or more")] | None = None
     drain_timeout: Seconds | None = None
+    reference_stacks: Flag | None = None
 
     def given(self) -> dict[str, Any]:
         """Only what was written, as fields of `AgentOptions`."""

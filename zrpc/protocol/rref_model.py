@@ -150,6 +150,7 @@ class Leak:
     fork_id: ForkId | None
     state: str
     handles: int
+    owner: Peer
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,7 +202,7 @@ class Owners:
         leaks = []
         for record in list(self.records.values()):
             if record.handles:
-                leaks.append(Leak(record.rref_id, None, record.state, record.handles))
+                leaks.append(Leak(record.rref_id, None, record.state, record.handles, self._me))
                 record.handles = 0
                 self.settle_disuse(record, out)
         return leaks

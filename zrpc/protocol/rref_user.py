@@ -212,7 +212,7 @@ class Users:
         leaks = []
         for record in list(self.records.values()):
             if record.handles:
-                leaks.append(Leak(record.rref_id, record.fork_id, record.state, record.handles))
+                leaks.append(Leak(record.rref_id, record.fork_id, record.state, record.handles, record.owner))
                 record.handles = 0
                 self.settle_disuse(record, now, out)
         return leaks

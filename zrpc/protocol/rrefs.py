@@ -358,6 +358,15 @@ class RRefTable:
         self._closing = True
         return leaks, out
 
+    def held_elsewhere(self) -> list[tuple[RRefId, ForkId, Peer]]:
+        """The forks of values here that living workers hold: (value, fork, holder)."""
+        return [
+            (record.rref_id, fork_id, holder)
+            for record in self._owners.records.values()
+            for fork_id, (holder, _) in record.forks.items()
+            if not self._channels.is_lost(holder)
+        ]
+
     def is_drained(self) -> bool:
         """Whether this worker neither holds nor owns a reference, and has nothing to tell anybody."""
         return not (self._users.records or self._owners.records or len(self._channels))

@@ -120,6 +120,7 @@ class Agent:
         self.stop_requested = threading.Event()
         self.stop_reason = ""
         self.fenced: str | None = None
+        self.samples_gil = False
         self.refused: Counter[str] = Counter()
         self._clock = clock
         self._started = clock()
@@ -159,7 +160,9 @@ class Agent:
             self.peers.seek_lane = self.lanes.seek
         ids = LocalIds(identity.info.id, identity.life)
         self.remotes = Remotes(self, clock)
-        self.references = References(identity, ids, self.peers, self.receiver, self.remotes, clock, self.tracer)
+        self.references = References(
+            identity, ids, self.peers, self.receiver, self.remotes, clock, self.tracer, options.reference_stacks
+        )
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
         self.caller = Caller(
@@ -242,13 +245,14 @@ class Agent:
         """Members that have not asked to end yet, as far as the broker has said."""
         return () if self._held is None else self._held.missing
 
-    def drain(self, deadline: float | None, leave_timeout: float) -> None:
+    def drain(self, deadline: float | None, leave_timeout: float, let_go: Callable[[], object] | None = None) -> None:
         """Take no new work, and wait for what was begun and for the calls that this worker has made; then let go of its
-        references and tell their owners. Calls of others are waited for until `deadline` or `options.drain_timeout`."""
+        references (by `let_go`) and tell their owners. Calls of others are waited for until `deadline` or
+        `options.drain_timeout`."""
         self.leaving.begin("it has shut down")
         self.leaving.wait(earliest(deadline, self._clock() + self.options.drain_timeout))
         self.caller.wait_idle(deadline)
-        self.references.drop_all()
+        (let_go or self.references.drop_all)()
         self.references.wait_drained(earliest(deadline, self._clock() + leave_timeout))
 
     def close(self, why: str) -> None:
@@ -360,7 +364,7 @@ class Agent:
             else:
                 self.callee.answer_value(asker, envelope, value, codec, 0, deadline, recorder)
 
-        self.references.on_fetch(GloballyUniqueId(*envelope.rref[:2]), answer)
+        self.references.on_fetch(GloballyUniqueId(*envelope.rref[:2]), answer, deadline)
 
     def _on_inspect(self, asker: Asker, envelope: Envelope) -> None:
         def reply(data: dict[str, Any]) -> None:

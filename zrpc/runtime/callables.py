@@ -5,6 +5,7 @@ One rule: what a function is, is decided once, here.
     what                                   codec     function in the header        body
     torch.jit.ScriptFunction, its method   SCRIPT    qualified name (+ code hash)  bound arguments
     torch builtin, or a name (str)         BUILTIN   qualified name                (arguments, keyword arguments)
+    ScriptFunction that calls Python       BUILTIN   qualified name                (arguments, keyword arguments)
     any other callable                     PYTHON    module:qualified name         (callable, arguments, keywords)
     a name (str) with a colon              PYTHON    module:qualified name         (None, arguments, keywords)
 """
@@ -69,6 +70,8 @@ def identify(func: Any) -> Target:
         func = wrapped
     if is_script(func):
         script = describe(func)
+        if not script.can_travel:
+            return Target(script.name, Codec.BUILTIN, func, None, is_async)
         return Target(script.name, Codec.SCRIPT, func, script, is_async)
     if not callable(func):
         raise LocalFault(f"a remote call takes a function or its name, not {type(func).__name__} {func!r}")

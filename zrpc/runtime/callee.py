@@ -38,7 +38,7 @@ from zrpc.runtime.progress import describe_calls, describe_tasks
 from zrpc.runtime.recording import Recorder, recorder
 from zrpc.runtime.references import References
 from zrpc.runtime.scopes import Scope
-from zrpc.runtime.values import Values
+from zrpc.runtime.values import Values, forks_of
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
 from zrpc.serialization.script import ScriptError
@@ -240,17 +240,15 @@ class Callee:
         return True
 
     def _accept(self, task: Task) -> bool:
-        """Register the remote value that the call creates, and tell its user before it is computed.
+        """Register the remote value that the call creates; the call is answered when there is one.
 
         False: the call is a repetition, or came too late.
         """
         envelope = task.envelope
         if envelope.rref is None:
             raise FrameError("a remote call without an RRef id")
-        if not self._references.on_remote_call(envelope.rref, (envelope.sender, envelope.sender_incarnation)):
-            return False
-        self._answer(task, Kind.REPLY)
-        return True
+        sender = envelope.sender, envelope.sender_incarnation
+        return self._references.on_remote_call(envelope.rref, sender, envelope.function or "")
 
     # ------------------------------------------------------------------------------------ running
 
@@ -276,6 +274,26 @@ class Callee:
             return
         if task.envelope.span is not None:
             task.envelope.span[READ] = perf_ns()
+        if task.envelope.extra is not None and self._awaits_owners(task, func, args, kwargs):
+            return
+        self._begin(task, func, args, kwargs)
+
+    def _awaits_owners(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """As in torch, a function starts when the owners know of the references in its arguments: whatever becomes of
+        whoever passed them on, they can be used. No thread waits for that."""
+
+        def begin() -> None:
+            if not task.is_cancelled:
+                self._begin(task, func, args, kwargs)
+
+        def go_on() -> None:
+            self._executor.submit(begin)
+
+        forks = forks_of(task.envelope)
+        return bool(forks) and self._references.when_confirmed(forks, task.envelope.function or "", go_on)
+
+    def _begin(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run the function, once what it needs is here."""
         if task.envelope.codec != Codec.PYTHON:
             self._run_script(task, func, args, kwargs)
         elif func is invoke or func is type_of or func is backward:
@@ -440,6 +458,8 @@ class Callee:
             self._references.set_value(rref_id, value, error, Codec(task.envelope.codec))
             if task.envelope.span is not None:
                 self._tracer.end(task.envelope.span, REPLIED, "" if error is None else type(error).__name__)
+            with contextlib.suppress(Unavailable):  # whoever asked for it is gone, and is lost to the references too
+                self._answer(task, Kind.REPLY)
         elif not is_wanted:
             pass  # cancelled, and answered then
         elif error is not None:

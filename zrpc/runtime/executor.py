@@ -42,6 +42,10 @@ WEIGHT_OF_FASTER = 0.5
 HISTORY_SIZE = 4096
 """Functions whose run time is remembered; when more are seen, the history starts anew."""
 MAX_THREADS = 8192
+LINGER = 10.0
+"""Seconds that an idle thread waits for work before it ends: far more than a thread costs to start (about 0.1 ms)."""
+KEPT_IDLE = 2
+"""Idle threads that stay, however long: one to take the turn, one for a slow function. They wait without waking up."""
 
 logger = logging.getLogger(__name__)
 _local = threading.local()
@@ -66,7 +70,7 @@ class Executor:
 
     `receive(turn)` is called by the thread that gets the turn; it must return soon after `holds(turn)` is False.
     `limit` bounds the user functions that run at once, not counting those that wait for calls of their own.
-    `prepare` is called first on each new thread.
+    `prepare` is called first on each new thread. Idle threads but for a few end after `linger` seconds.
     """
 
     def __init__(
@@ -76,8 +80,10 @@ class Executor:
         name: str,
         clock: Clock = monotonic,
         prepare: Callable[[], None] | None = None,
+        linger: float = LINGER,
     ) -> None:
         self._receive = receive
+        self._linger = linger
         self._prepare = prepare
         self._limit = limit
         self._name = name
@@ -87,7 +93,7 @@ class Executor:
         self._ended = threading.Condition(self._lock)
         self._jobs: deque[tuple[Job, Hashable]] = deque()
         self._stopping = False
-        self._threads = self._idle = self._running = self._blocked = 0
+        self._threads = self._idle = self._woken = self._running = self._blocked = 0
         self._serial = 0
         # the turn: a number that grows each time it changes hands, and whether a thread has it
         self._turn = 0
@@ -266,6 +272,7 @@ class Executor:
                 else:
                     _local.turn = -1
                     self._call(*found)
+                    found = None  # an idle thread keeps nothing alive
         finally:
             _local.executor = None
             with self._lock:
@@ -273,7 +280,7 @@ class Executor:
                 self._ended.notify_all()
 
     def _find_work(self) -> int | tuple[Job, Hashable] | None:
-        """The turn if nobody has it, else a job if one may run, else wait; None when the pool stops."""
+        """The turn if nobody has it, else a job if one may run, else wait; None when this thread is to end."""
         with self._lock:
             while not self._stopping:
                 if not self._is_held:
@@ -282,13 +289,29 @@ class Executor:
                 if self._jobs and self._running < self._limit:
                     self._running += 1
                     return self._jobs.popleft()
-                self._idle += 1
-                self._work.wait()
+                if not self._idle_until_woken():
+                    return None
             return None
+
+    def _idle_until_woken(self) -> bool:
+        """Wait for `_wake_one`; False if this thread was not needed for a while, or the pool stops. With the lock held."""
+        self._idle += 1
+        while not self._stopping:
+            is_surplus = self._idle > KEPT_IDLE
+            was_notified = self._work.wait(self._linger if is_surplus else None)
+            # A thread may time out at the very moment in which it is notified: what counts is not who was, but how many.
+            if self._woken:
+                self._woken -= 1
+                return True
+            if not was_notified and self._idle > KEPT_IDLE:
+                self._idle -= 1
+                return False
+        return False
 
     def _wake_one(self) -> None:
         """Wake an idle thread. It counts as idle no more, so that the next one to wake is another. With the lock held."""
         self._idle -= 1
+        self._woken += 1
         self._work.notify()
 
     def _call(self, job: Job, key: Hashable) -> None:

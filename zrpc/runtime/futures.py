@@ -21,6 +21,10 @@ S = TypeVar("S")
 
 logger = logging.getLogger(__name__)
 
+SIGNAL_LATENCY = 0.5
+"""Seconds after which a wait on the main thread looks for signals by itself: one that comes at the very moment at which the
+thread falls asleep does not wake it."""
+
 
 class Future(torch.futures.Future[T]):
     """The result of a call that is under way. A `torch.futures.Future` in everything.
@@ -42,6 +46,8 @@ class Future(torch.futures.Future[T]):
         scope = current_scope()
         if scope is not None:
             scope.check()
+        if threading.get_ident() == threading.main_thread().ident:
+            wait_until_done(self)
         with blocking_here():
             return torch._C.Future.wait(self)  # type: ignore[no-any-return]
 
@@ -65,6 +71,18 @@ class Future(torch.futures.Future[T]):
 
         self.add_done_callback(run)
         return result
+
+
+def wait_until_done(future: torch.futures.Future[Any]) -> None:
+    """Wait on the main thread, where signals are handled: torch's own wait keeps Ctrl-C waiting until it ends.
+
+    Costs 5 us more than that.
+    """
+    done = threading.Lock()
+    done.acquire()
+    future.add_done_callback(lambda _future: done.release())
+    while not done.acquire(timeout=SIGNAL_LATENCY):
+        pass
 
 
 def _callback_error(error: Exception) -> RuntimeError:
@@ -158,7 +176,7 @@ def cancel(future: torch.futures.Future[Any]) -> bool:
 
 
 def teach_torch() -> None:
-    """Have torch's own ways to wait go with calls as they do with those of torch's RPC.
+    """Have torch's own ways to wait go with calls as they do with those of torch's RPC, until `let_torch_forget`.
 
     `torch.futures.wait_all` and `collect_all` end early for futures of calls, and a wait for any future of torch's, inside
     a function that runs on a worker's pool, lets another function take its place.
@@ -168,8 +186,19 @@ def teach_torch() -> None:
     torch.futures.Future.wait = _wait  # type: ignore[assignment, method-assign]
 
 
+def let_torch_forget() -> None:
+    """Undo `teach_torch`, but for what somebody else has put in its place since."""
+    if torch.futures.wait_all is _wait_all:
+        torch.futures.wait_all = _torch_wait_all
+    if torch.futures.collect_all is _collect_all:
+        torch.futures.collect_all = _torch_collect_all
+    if torch.futures.Future.wait is _wait:
+        torch.futures.Future.wait = _torch_wait  # type: ignore[method-assign]
+
+
 _torch_wait_all = torch.futures.wait_all
 _torch_collect_all = torch.futures.collect_all
+_torch_wait = torch.futures.Future.wait
 
 
 def _wait(future: torch.futures.Future[T]) -> T:

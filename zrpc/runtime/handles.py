@@ -12,6 +12,7 @@ import torch
 from zrpc.errors import RRefMisuse
 from zrpc.ids import ForkId, RRefId
 from zrpc.protocol.rrefs import Peer as Life
+from zrpc.runtime.waiting import wait_for_value
 
 if TYPE_CHECKING:
     from zrpc.runtime.caller import Caller
@@ -84,7 +85,7 @@ class Reference:
                 f"For UserRRef(rref_id={self.rref_id}, fork_id={self.fork_id}), "
                 f"can't call localValue() on user {me}. Call it on owner {owner}"
             )
-        return self._book.wait_for(self.rref_id, self._book.calls.caller.rpc_timeout)
+        return wait_for_value(self._book, self.rref_id, self._book.calls.caller.rpc_timeout)
 
     def __del__(self) -> None:
         if getattr(self, "_is_held", False):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from zrpc.clock import monotonic
-from zrpc.errors import Unavailable, UnknownWorker, WorkerLost, ZrpcError
+from zrpc.errors import InvalidDestination, Unavailable, UnknownWorker, WorkerLost
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import WorkerKey
 from zrpc.runtime.exchanges import Lane, LocalLane
@@ -337,7 +337,8 @@ class PeerBook:
         return self._gone.get(to.name if isinstance(to, WorkerInfo) else to)
 
     def find(self, to: str | int | WorkerInfo, timeout: float = 2.0) -> Peer:
-        """The peer of that name, id or info. Raises `UnknownWorker`, after asking the broker for at most `timeout`."""
+        """The peer of that name, id or info. Raises `UnknownWorker`, after asking the broker for at most `timeout`,
+        and `InvalidDestination` for what is none of these."""
         if type(to) is str:
             peer = self._by_name.get(to)
         elif isinstance(to, WorkerInfo):
@@ -345,8 +346,12 @@ class PeerBook:
             to = to.name if peer is None else to
         elif type(to) is int:
             peer = self._by_id.get(to)
+        elif isinstance(to, str):  # a member of an enum, for instance
+            return self.find(str.__str__(to), timeout)
+        elif isinstance(to, int) and not isinstance(to, bool):
+            return self.find(int(to), timeout)
         else:
-            raise ZrpcError(f"a worker is named by its name, id or WorkerInfo, not by {type(to).__name__} {to!r}")
+            raise InvalidDestination(to)
         if peer is not None and peer.lost is None:
             return peer
         assert not isinstance(to, WorkerInfo) or peer is not None

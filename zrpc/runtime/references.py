@@ -6,22 +6,23 @@ dropped after it is let go.
 
 from __future__ import annotations
 
-import logging
+import gc
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from zrpc.clock import Clock, earliest, monotonic, time_left
-from zrpc.errors import CallTimeout, InvalidTransition, RRefLost, RRefMisuse, Unavailable
+from zrpc.errors import CallTimeout, InvalidTransition, RRefLost, RRefMisuse
 from zrpc.ids import LIFE_SHIFT, ForkId, GloballyUniqueId, LocalIds, RRefId, WorkerInfo
 from zrpc.protocol.calls import WorkerKey
 from zrpc.protocol.rrefs import (
+    ConfirmUser,
     Control,
     Effects,
     FailValue,
     Fork,
-    Leak,
+    LoseUser,
     Message,
     ReleaseValue,
     RRefStatistics,
@@ -32,23 +33,21 @@ from zrpc.protocol.rrefs import (
 )
 from zrpc.protocol.rrefs import Peer as Life
 from zrpc.protocol.strangers import Strangers
+from zrpc.runtime.confirmations import Confirmations
 from zrpc.runtime.context import running
-from zrpc.runtime.executor import blocking_here
+from zrpc.runtime.control import ControlPost
+from zrpc.runtime.fetches import Answer, Fetch, Fetches
 from zrpc.runtime.handles import Calls, Reference
 from zrpc.runtime.identity import Identity
-from zrpc.runtime.owned import OwnedValue, Waiter
+from zrpc.runtime.owned import CREATION_LATE, OwnedValue, Waiter
 from zrpc.runtime.peers import PeerBook
 from zrpc.runtime.receiver import Receiver
-from zrpc.runtime.scopes import current_scope
+from zrpc.runtime.sites import Leftover, Site, made_here
 from zrpc.telemetry.trace import Tracer
-from zrpc.wire.envelope import Codec, Envelope, Kind, pack
+from zrpc.wire.envelope import Codec, Envelope, Kind
 
-logger = logging.getLogger(__name__)
-
-CREATION_LATE = (
-    "RRef creation via rpc.remote() timed out, and it is possible that the RRef on the owner node does not exist."
-)
-"""What torch says of a reference whose creation took longer than its timeout."""
+_WORTH_TELLING = ("creating", "pending", "confirmed")
+"""The states of references that somebody keeps a value for."""
 
 
 class References:
@@ -63,6 +62,7 @@ class References:
         calls: Calls,
         clock: Clock = monotonic,
         tracer: Tracer | None = None,
+        keeps_stacks: bool = False,
     ) -> None:
         self.identity = identity
         self._tracer = tracer or Tracer()
@@ -78,8 +78,13 @@ class References:
         self._creation_errors: dict[ForkId, BaseException] = {}
         # Made here, and still held by a handle (only those have an error to tell); until when the value is to be made.
         self._held: dict[ForkId, float | None] = {}
+        self._keeps_stacks = keeps_stacks
+        self._sites: dict[ForkId, Site] = {}
+        self._confirmations = Confirmations()
+        self._fetches = Fetches()
         self._is_closed = False
         self._strangers = Strangers(self._me)
+        self._post = ControlPost(peers, self._me, self._meet)
         self._names: dict[int, WorkerInfo] = {identity.info.id: identity.info}
         # Finalizers run at any moment, even while this thread holds the lock: they only put their handle here.
         self._dropped: deque[tuple[RRefId, ForkId | None]] = deque()
@@ -88,13 +93,13 @@ class References:
 
     def create_local(self, value: Any) -> tuple[RRefId, None, Life]:
         """A value of this worker's own."""
-        owned = OwnedValue()
+        owned = OwnedValue(made_here("RRef(value)", self._keeps_stacks))
         owned.complete(value, None, Codec.PYTHON)
         return self._create(owned)
 
-    def create_pending(self) -> tuple[RRefId, None, Life]:
+    def create_pending(self, function: str) -> tuple[RRefId, None, Life]:
         """A value that a call of this worker to itself will make."""
-        return self._create(OwnedValue())
+        return self._create(OwnedValue(made_here(f"remote({function})", self._keeps_stacks)))
 
     def _create(self, owned: OwnedValue) -> tuple[RRefId, None, Life]:
         with self._lock:
@@ -103,16 +108,18 @@ class References:
         self._tracer.event("RRef created", rref_id)
         return rref_id, None, self._me
 
-    def create_user(self, owner: WorkerKey, expires: float | None) -> Fork:
+    def create_user(self, owner: WorkerKey, expires: float | None, function: str) -> Fork:
         """A reference to a value that a call to `owner` will make."""
+        site = made_here(f"remote({function})", self._keeps_stacks)
         with self._lock:
             fork = self._table.create_user(Life(*owner), expires)
             self._held[fork.fork_id] = expires
+            self._sites[fork.fork_id] = site
         self._receiver.expect(self.next_deadline())
         return fork
 
     def creation_answered(self, fork: Fork, error: BaseException | None) -> None:
-        """The owner has accepted the call that makes the value, or the call has failed."""
+        """The call that makes the value has ended: the value is there, or what its function raised; or the call failed."""
         now = self._clock()
         with self._lock:
             if error is None:
@@ -147,16 +154,17 @@ class References:
 
     # ------------------------------------------------------------------------------------ owning
 
-    def on_remote_call(self, numbers: Sequence[int], sender: WorkerKey) -> bool:
+    def on_remote_call(self, numbers: Sequence[int], sender: WorkerKey, function: str) -> bool:
         """A call that makes a value here came. False: it came before, or too late; do not run it."""
         rref_id, fork_id = GloballyUniqueId(*numbers[:2]), GloballyUniqueId(*numbers[2:4])
+        origin = Site(f"{function}, called by", worker_id=sender[0])
         with self._lock:
             if sender == self._me:
                 return rref_id in self._values
             self._strangers.meet(Life(*sender), self._clock())
             if not self._table.remote_call_received(Life(*sender), rref_id, fork_id, numbers[4]):
                 return False
-            self._values.setdefault(rref_id, OwnedValue())
+            self._values.setdefault(rref_id, OwnedValue()).origin = origin
         self._tracer.event("RRef created", rref_id)
         return True
 
@@ -189,51 +197,37 @@ class References:
         else:
             waiter(owned.value, owned.error)
 
-    def wait_for(self, rref_id: RRefId, timeout: float) -> Any:
-        """The value of a reference owned here; waits at most `timeout` seconds (0: without bound) for it."""
-        owned = self._values.get(rref_id)
-        if owned is None or not owned.is_done:
-            done = threading.Event()
-            self.when_ready(rref_id, lambda _value, _error: done.set())
-            deadline = self._clock() + timeout if timeout else None
-            scope = current_scope()
-            if scope is not None:
-                deadline = earliest(deadline, scope.deadline)
-                scope.check()
-                scope.enroll(id(done), done.set)
-            try:
-                with blocking_here():
-                    if not done.wait(time_left(deadline, self._clock())):
-                        raise CallTimeout(self.identity.info.name, f"waiting for the value of {rref_id}", timeout)
-            finally:
-                if scope is not None:
-                    scope.leave(id(done))
-            if scope is not None:
-                scope.check()
+    def wait_no_more(self, rref_id: RRefId, waiter: Waiter) -> None:
+        """Undo `when_ready`."""
+        with self._lock:
             owned = self._values.get(rref_id)
-            if owned is None:
-                raise RRefLost(str(rref_id), self.identity.info.name, "it has been released")
-        if owned.error is not None:
-            raise owned.error
-        return owned.value
+            if owned is not None and waiter in owned.waiters:
+                owned.waiters.remove(waiter)
 
-    def on_fetch(self, rref_id: RRefId, answer: Callable[[Any, BaseException | None, Codec], None]) -> None:
-        """Somebody asks for a value of this worker: `answer` now, or when it is there."""
+    def owned(self, rref_id: RRefId) -> OwnedValue | None:
+        """The value of a reference owned here, which may be yet to come; None when it has been released."""
+        return self._values.get(rref_id)
+
+    def on_fetch(self, rref_id: RRefId, answer: Answer, deadline: float | None) -> None:
+        """Somebody asks for a value of this worker: `answer` now, or when it is there, but not after the deadline."""
+
+        def answer_and_let_go(value: Any, error: BaseException | None, codec: Codec) -> None:
+            try:
+                answer(value, error, codec)
+            finally:
+                self.discard(rref_id, None)
+
         with self._lock:
             state, effects = self._table.fetch_received(rref_id)
             if state == "awaited":
                 self._meet_creator(rref_id)
             owned = self._values.setdefault(rref_id, OwnedValue())
+            fetch = Fetch(rref_id, owned, answer_and_let_go)
+            if deadline is not None and not owned.is_done:
+                self._fetches.add(fetch, deadline)
             sends = self._apply(effects)
         self._perform(sends)
-
-        def ready(value: Any, error: BaseException | None) -> None:
-            try:
-                answer(value, error, owned.codec)
-            finally:
-                self.discard(rref_id, None)
-
-        self.when_ready(rref_id, ready)
+        self.when_ready(rref_id, fetch)
 
     # ------------------------------------------------------------------------------------ using
 
@@ -255,12 +249,25 @@ class References:
         """Whether the owner knows of the reference."""
         return reference.fork_id is None or self._table.user_state(reference.fork_id) == "confirmed"
 
+    def when_confirmed(self, forks: Sequence[int], function: str, then: Callable[[], None]) -> bool:
+        """Have `then` called when the owners know of those references, or are lost; False if that is so now.
+
+        `forks` are the numbers in the header of the message that brought them, a call of `function`.
+        """
+        fork_ids = [fork.fork_id for fork in forks_from_numbers(forks, self._me)]
+        with self._lock:
+            for fork_id in fork_ids:
+                if fork_id in self._sites:
+                    self._sites[fork_id].function = function
+            pending = [fork_id for fork_id in fork_ids if self._table.user_state(fork_id) == "pending"]
+            return self._confirmations.wait_for(pending, then)
+
     def info_of(self, worker_id: int) -> WorkerInfo:
         """The name of a worker by its id, also of one that is gone."""
         info = self._names.get(worker_id)
         if info is None:
             peer = self._peers.find_life((worker_id, 0))
-            info = WorkerInfo(f"worker {worker_id}", worker_id) if peer is None else peer.info
+            info = WorkerInfo(f"id:{worker_id}", worker_id) if peer is None else peer.info
         return info
 
     def learn(self, info: WorkerInfo, incarnation: int, life: int) -> None:
@@ -295,13 +302,18 @@ class References:
             raise RRefMisuse("an RRef can only be unpickled when using RPC")
         (fork,) = forks_from_numbers(numbers, Life(*origin))
         is_mine = fork.owner == self._me
+        site = None if is_mine else made_here("received from", self._keeps_stacks, origin[0])
         with self._lock:
             self._strangers.meet(fork.parent, self._clock())
             state, effects = self._table.fork_received(fork, self._clock())
             if is_mine and state == "awaited":
                 self._meet_creator(fork.rref_id)
-            if is_mine and state != "deleted":
+            if state == "deleted":
+                pass
+            elif site is None:
                 self._values.setdefault(fork.rref_id, OwnedValue())
+            else:
+                self._sites[fork.fork_id] = site
             sends = self._apply(effects)
         self._perform(sends)
         if state == "deleted":
@@ -373,22 +385,22 @@ class References:
             sends = self._apply(self._table.peer_lost(Life(*key), life, why, self._clock()))
         self._perform(sends)
 
+    def _meet(self, life: Life) -> None:
+        with self._lock:
+            self._strangers.meet(life, self._clock())
+
     def next_deadline(self) -> float | None:
         if self._dropped:
             return 0.0
         with self._lock:
-            return earliest(self._table.next_deadline(), self._strangers.next_deadline())
+            return earliest(self._table.next_deadline(), self._strangers.next_deadline(), self._fetches.next_deadline())
 
     def on_timer(self, now: float) -> None:
         with self._lock:
-            effects: Effects = []
-            while self._dropped:
-                rref_id, fork_id = self._dropped.popleft()
-                if fork_id is not None:
-                    self._held.pop(fork_id, None)
-                    self._creation_errors.pop(fork_id, None)
-                effects += self._table.handle_dropped(rref_id, fork_id, now)
+            effects = self._take_dropped(now)
             effects += self._table.timer_fired(now)
+            for rref_id in self._fetches.take_overdue(now):
+                effects += self._table.handle_dropped(rref_id, None, now)
             for stranger in self._strangers.take_overdue(now):
                 effects += self._table.peer_lost(stranger, 0, "it is not in the cluster", now)
             for creator in self._strangers.take_creators(now):
@@ -396,16 +408,45 @@ class References:
             sends = self._apply(effects)
         self._perform(sends)
 
+    def _take_dropped(self, now: float) -> Effects:
+        effects: Effects = []
+        while self._dropped:
+            rref_id, fork_id = self._dropped.popleft()
+            if fork_id is not None:
+                self._held.pop(fork_id, None)
+                self._creation_errors.pop(fork_id, None)
+                self._sites.pop(fork_id, None)
+            effects += self._table.handle_dropped(rref_id, fork_id, now)
+        return effects
+
     # ------------------------------------------------------------------------------------ the end
 
-    def drop_all(self) -> Sequence[Leak]:
-        """At shutdown: let all references go, and tell their owners. Returns what was still held."""
+    def drop_all(self) -> list[Leftover]:
+        """At shutdown: let all references go, and tell their owners. Returns those to others' values."""
+        if self.statistics().num_users:
+            gc.collect()  # what only circles of garbage hold is no leftover
+        now = self._clock()
         with self._lock:
             self._is_closed = True
-            leaks, effects = self._table.drop_all(self._clock())
-            sends = self._apply(effects)
+            effects = self._take_dropped(now)
+            leaks, dropped = self._table.drop_all(now)
+            sends = self._apply(effects + dropped)
         self._perform(sends)
-        return leaks
+        return [
+            self._leftover(leak.rref_id, leak.fork_id, leak.owner, self._sites.get(leak.fork_id))
+            for leak in leaks
+            if leak.fork_id is not None and leak.state in _WORTH_TELLING
+        ]
+
+    def held_elsewhere(self) -> list[Leftover]:
+        """References to values of this worker that others hold."""
+        with self._lock:
+            found = [(fork, self._values.get(fork[0])) for fork in self._table.held_elsewhere()]
+        return [self._leftover(*fork, None if owned is None else owned.origin) for fork, owned in found]
+
+    def _leftover(self, rref_id: RRefId, fork_id: ForkId, who: Life, site: Site | None) -> Leftover:
+        where = "from somewhere" if site is None else site.describe(self.info_of)
+        return Leftover(rref_id, fork_id, self.info_of(who.worker_id), where)
 
     def close(self) -> None:
         """The worker has left: references to values elsewhere are of no use any more."""
@@ -442,44 +483,25 @@ class References:
                     later.append((effect, (owned.complete(None, error, Codec.PYTHON), error)))
             elif isinstance(effect, (SendControl, SendAck)):
                 later.append((effect, None))
+            elif isinstance(effect, (ConfirmUser, LoseUser)) and len(self._confirmations):
+                later.append((effect, self._confirmations.take(effect.fork_id)))
         return later
 
     def _perform(self, later: list[Any]) -> None:
         for effect, rest in later:
-            if isinstance(effect, SendControl):
-                self._send_control(effect)
-            elif isinstance(effect, SendAck):
-                self._send(effect.to, Envelope(Kind.ACK, effect.seq))
+            if isinstance(effect, (SendControl, SendAck)):
+                self._post.send(effect)
             elif isinstance(effect, FailValue):
                 waiters, error = rest
                 for waiter in waiters:
                     waiter(None, error)
+            elif isinstance(effect, (ConfirmUser, LoseUser)):
+                for then in rest:
+                    then()
             elif rest is not None and rest.waiters:
                 error = RRefLost(str(effect.rref_id), self.identity.info.name, "it has been released")
                 for waiter in rest.waiters:
                     waiter(None, error)
 
-    def _send_control(self, effect: SendControl) -> None:
-        message = effect.message
-        owner = message.owner or (0, 0)
-        self._send(
-            effect.to,
-            Envelope(int(message.kind), 0, rref=(*message.rref_id, *message.fork_id, effect.seq, effect.floor, *owner)),
-        )
-
     def _meet_creator(self, rref_id: RRefId) -> None:
         self._strangers.meet_creator(rref_id.created_on, rref_id.local_id >> LIFE_SHIFT, self._clock())
-
-    def _send(self, to: Life, envelope: Envelope) -> None:
-        """Send a control message, if its receiver can be reached: if not, it will be sent again until it can."""
-        peer = self._peers.find_life(to)
-        if peer is None:
-            with self._lock:
-                self._strangers.meet(to, self._clock())
-            return
-        envelope.sender, envelope.sender_incarnation = self._me
-        envelope.receiver_incarnation = to.incarnation
-        try:
-            peer.send(pack(envelope))
-        except Unavailable as error:
-            logger.debug("control message to %s not sent: %s", peer, error)

@@ -18,6 +18,8 @@ from zrpc.runtime.handles import Handle, Reference
 from zrpc.runtime.profiling import Completion
 from zrpc.runtime.recording import Contexts
 from zrpc.runtime.references import References
+from zrpc.runtime.sites import name_of
+from zrpc.runtime.waiting import wait_for_value
 from zrpc.wire.envelope import Codec, Extra, Kind
 
 if TYPE_CHECKING:
@@ -53,11 +55,11 @@ class Remotes:
         peer = self._agent.peers.find(to)
         references = self._agent.references
         if peer.is_self:
-            rref_id, _, me = references.create_pending()
+            rref_id, _, me = references.create_pending(name_of(func))
             numbers = (*rref_id, *rref_id, 0, 0, 0, 0)
 
             def on_failure(_value: Any, error: BaseException | None) -> None:
-                if error is not None:
+                if error is not None and not isinstance(error, CallTimeout):  # the function may end later than that
                     references.set_value(rref_id, None, error, Codec.PYTHON)
 
             try:
@@ -67,7 +69,7 @@ class Remotes:
                 references.discard(rref_id, None)
                 raise
             return rref_id, None, me
-        fork = references.create_user(peer.key, self._agent.caller.deadline_of(timeout))
+        fork = references.create_user(peer.key, self._agent.caller.deadline_of(timeout), name_of(func))
         numbers = (*fork.rref_id, *fork.fork_id, fork.seq, 0, 0, 0)
 
         def on_answer(_value: Any, error: BaseException | None) -> None:
@@ -84,7 +86,8 @@ class Remotes:
     def fetch(self, reference: Reference, timeout: float) -> Any:
         """The value of a reference, wherever it is."""
         if reference.is_owner():
-            return self._agent.references.wait_for(reference.rref_id, self._agent.caller.seconds(timeout))
+            seconds = self._agent.caller.seconds(timeout)
+            return wait_for_value(self._agent.references, reference.rref_id, seconds, self._clock)
         self._agent.references.check_usable(reference, "call to_here() on it")
         peer = self._agent.peers.find_life(reference.owner_life)
         if peer is None:

@@ -10,6 +10,7 @@ that the method changes leaks back. To keep state on a worker, put the module th
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -97,6 +98,15 @@ class ScriptCallable:
             self._hash = self._named(content_hash(self.archive()))
         return self._hash
 
+    @functools.cached_property
+    def can_travel(self) -> bool:
+        """Whether its code can be saved; not if it calls Python (`torch.jit.ignore`). Only who has it can run it then."""
+        try:
+            self.archive()
+        except EncodeError:
+            return False
+        return True
+
     def archive(self) -> bytes:
         """Its code and all that it calls, as `torch.jit.load` reads it. Raises `EncodeError` if it cannot be saved."""
         with self._lock:
@@ -178,6 +188,7 @@ class ScriptMethodCallable(ScriptCallable):
     """A method of a ScriptModule. The first of its bound arguments is the module, saved as it is at that time."""
 
     _hidden = 1
+    can_travel = True  # with the module as it is at each call, which is where an error would be raised
 
     def __init__(self, method: Any) -> None:
         owner = method.owner
