@@ -38,3 +38,10 @@ class OwnedValue:
         self.value, self.error, self.codec, self.is_done = value, error, codec, True
         waiters, self.waiters = self.waiters, []
         return waiters
+
+
+def again(error: BaseException) -> BaseException:
+    """The same exception, to be raised: one that is kept must not be, its traceback would keep what its frames hold."""
+    made = type(error).__new__(type(error), *error.args)
+    made.__dict__.update(vars(error))
+    return made
