@@ -15,8 +15,8 @@ import torch
 from zrpc.api import rpc_async
 from zrpc.autograd import _retrieve_context
 from zrpc.errors import RRefMisuse
-from zrpc.optim import local
-from zrpc.optim.groups import (
+from zrpc.optim import local_optimizers as local
+from zrpc.optim.param_groups import (
     Group,
     Share,
     changed_options,
