@@ -15,8 +15,8 @@ import torch
 from zrpc.api import rpc_async
 from zrpc.autograd import _retrieve_context
 from zrpc.errors import RRefMisuse
-from zrpc.optim import steps
-from zrpc.optim.paramgroups import (
+from zrpc.optim import local_optimizers as local
+from zrpc.optim.param_groups import (
     Group,
     Share,
     changed_options,
@@ -83,7 +83,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         cls, args, kwargs, hogwild = self._made_with
         made = wait_for_all(
             [
-                rpc_async(share.owner, steps.new_local_optimizer, (cls, share.groups, args, kwargs, hogwild))
+                rpc_async(share.owner, local.new_local_optimizer, (cls, share.groups, args, kwargs, hogwild))
                 for share in shares
             ]
         )
@@ -112,7 +112,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         sent = [snapshot(group) for group in self.param_groups] if any(changes) else self._sent
         wait_for_all(
             [
-                rpc_async(rref.owner(), steps.step, (rref, context_id, _changes_for(share, changes)))
+                rpc_async(rref.owner(), local.step, (rref, context_id, _changes_for(share, changes)))
                 for share, rref in zip(self._shares, self.remote_optimizers, strict=True)
             ]
         )
@@ -131,7 +131,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         new = [share for share in shares if share.owner not in places]
         found = wait_for_all(
             [
-                rpc_async(share.owner, steps.add_group, (self.remote_optimizers[places[share.owner]], share.groups[0]))
+                rpc_async(share.owner, local.add_group, (self.remote_optimizers[places[share.owner]], share.groups[0]))
                 for share in known
             ]
         )
@@ -149,7 +149,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         Such an optimizer, in one process, can load it; so can this one.
         """
-        found = wait_for_all([rpc_async(rref.owner(), steps.read_state, (rref,)) for rref in self.remote_optimizers])
+        found = wait_for_all([rpc_async(rref.owner(), local.read_state, (rref,)) for rref in self.remote_optimizers])
         return join_states(self.param_groups, zip(self._shares, found, strict=True))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -160,7 +160,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         check_fits(self.param_groups, state_dict)
         calls = zip(self._shares, self.remote_optimizers, strict=True)
         found = wait_for_all(
-            [rpc_async(rref.owner(), steps.load_state, (rref, state_for(share, state_dict))) for share, rref in calls]
+            [rpc_async(rref.owner(), local.load_state, (rref, state_for(share, state_dict))) for share, rref in calls]
         )
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for key in options_of(group):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zrpc.optim.paramgroups import (
+from zrpc.optim.param_groups import (
     changed_options,
     check_fits,
     is_same,

@@ -18,7 +18,7 @@ from torch.jit._state import _get_script_class
 from torch.utils._pytree import tree_map_only
 
 from zrpc.autograd import get_gradients
-from zrpc.optim.paramgroups import Group, options_of
+from zrpc.optim.param_groups import Group, options_of
 from zrpc.rref import RRef
 
 # Several optimizers, each of another trainer, may have the same parameters here: one lock for all of them.
