@@ -255,6 +255,32 @@ def test_the_file_has_the_callees_events(cluster: LocalCluster, tmp_path: Path, 
     assert not [name for name in names if "zrpc" in name]
 
 
+@pytest.mark.parametrize("kind", ["autograd", "torch"])
+def test_the_file_has_calls_that_nobody_waits_for_beside_their_thread(
+    cluster: LocalCluster, tmp_path: Path, kind: str
+) -> None:
+    with PROFILES[kind]() as profiled:
+        cluster["a"].rpc_async("b", torch.add, (X, Y)).wait()
+    path = tmp_path / "trace.json"
+    profiled.export_chrome_trace(str(path))
+    events = [e for e in json.loads(path.read_text())["traceEvents"] if e["name"] == "rpc_async#aten::add(a -> b)"]
+    by_phase = {event["ph"]: event for event in events}
+    assert by_phase["b"]["ts"] == by_phase["X"]["ts"]
+    assert by_phase["e"]["ts"] > by_phase["b"]["ts"]
+
+
+def test_an_event_lasts_as_long_as_its_call(cluster: LocalCluster, profile: Profile) -> None:
+    with profile() as profiled:
+        future = cluster["a"].rpc_async("b", torch.add, (X, Y))
+        with profiler.record_function("waiting"):
+            future.wait()
+    events = events_of(profiled)
+    call, waiting = one(events, "rpc_async#aten::add(a -> b)"), one(events, "waiting")
+    add = one(events, "rpc_async#aten::add(a -> b)#remote_op: aten::add")
+    assert call.time_range.start < add.time_range.start
+    assert add.time_range.end < call.time_range.end <= waiting.time_range.end
+
+
 def test_a_table_can_be_made(cluster: LocalCluster, profile: Profile) -> None:
     with profile() as profiled:
         cluster["a"].rpc_sync("b", torch.add, (X, Y))

@@ -10,7 +10,7 @@ it becomes a file, are wrapped here: `torch.autograd.profiler_legacy.profile`, w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.autograd import profiler, profiler_legacy
@@ -46,23 +46,33 @@ def merge(events: Sequence[Any], with_shapes: bool, with_memory: bool) -> list[A
     if not calls:
         return None
     here = calls[0][1].here
+    keys = find_keys(spans, [(mark, call.key) for mark, call in calls])
+    _lengthen(events, keys, calls)
     merged = [event for event in events if not event.name.startswith(MARK)]
     for event in merged:
         if event.node_id == -1:
             event.node_id = here
     serial = max((event.id for event in events), default=0)
-    for found in _remote_events(spans, calls):
+    for found in _remote_events(keys, calls):
         serial += 1
         merged.append(_function_event(serial, found, with_shapes, with_memory))
     merged.sort(key=lambda event: (event.time_range.start, -event.time_range.end))
     return merged
 
 
-def _remote_events(
-    spans: Sequence[tuple[str, float, int]], calls: Sequence[tuple[Mark, ProfiledCall]]
-) -> Iterator[ProfileEvent]:
+def _lengthen(events: Sequence[Any], keys: Mapping[int, int], calls: Sequence[tuple[Mark, ProfiledCall]]) -> None:
+    """Have the calls' own events last until their ends. The profiler has done it already, if it is the legacy one."""
+    for mark, call in calls:
+        if mark.number in keys and call.ended_ns is not None:
+            event = events[keys[mark.number]]
+            end = mark.at_us + call.duration_us
+            if end > event.time_range.end and not event.is_async:
+                event.time_range.end = end
+                event.is_async = True
+
+
+def _remote_events(keys: Mapping[int, int], calls: Sequence[tuple[Mark, ProfiledCall]]) -> Iterator[ProfileEvent]:
     """What is to be added to a profile: callees' events, of calls whose own events are there."""
-    keys = find_keys(spans, [(mark, call.key) for mark, call in calls])
     for mark, call in calls:
         if mark.number in keys:
             yield from call.remote_events(mark.at_us)
@@ -131,7 +141,11 @@ def add_to_file(path: str) -> None:
     calls = [(mark, call) for mark in find_marks(spans) if (call := book.get(mark.number)) is not None]
     if not calls:
         return
-    added = list(_remote_events(spans, calls))
+    keys = find_keys(spans, [(mark, call.key) for mark, call in calls])
+    for mark, call in calls:
+        if mark.number in keys and call.ended_ns is not None:
+            _lengthen_in_file(events, complete[keys[mark.number]], mark, call)
+    added = list(_remote_events(keys, calls))
     for node in sorted({event.node_id for event in added}):
         events.append({"ph": "M", "name": "process_name", "pid": _pid(node), "args": {"name": f"worker {node}"}})
     for event in added:
@@ -149,6 +163,16 @@ def add_to_file(path: str) -> None:
     trace["traceEvents"] = [event for event in events if not str(event.get("name")).startswith(MARK)]
     with open(path, "w", encoding="utf-8") as file:
         json.dump(trace, file)
+
+
+def _lengthen_in_file(events: list[Any], event: dict[str, Any], mark: Mark, call: ProfiledCall) -> None:
+    """A thread that waited for its call did nothing else; one that did not gets an asynchronous event beside it."""
+    if call.is_waited_for:
+        event["dur"] = mark.at_us + call.duration_us - float(event["ts"])
+    else:
+        common = {**{key: event[key] for key in ("name", "pid", "tid")}, "cat": "call", "id": f"zrpc {mark.number}"}
+        events.append({**common, "ph": "b", "ts": event["ts"]})
+        events.append({**common, "ph": "e", "ts": mark.at_us + call.duration_us})
 
 
 def _pid(node: int) -> str:

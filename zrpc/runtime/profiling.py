@@ -2,10 +2,12 @@
 
 One rule: nothing here runs unless a profiler is on in the calling thread, which `is_profiling` tells.
 
-A call under a profiler leaves two events in it: one named by torch's key, `rpc_sync#name(caller -> callee)`, which ends
-when the call does, and at its beginning a mark with the call's number. The callee, asked by a key in the header, records
-what the function does with torch's thread-local profiler, and sends the events along with the reply. When the caller's
-profile has ended, `zrpc.profiler` finds the marks in it, takes them out, and puts the callee's events in.
+A call under a profiler leaves two events in it: one named by torch's key, `rpc_sync#name(caller -> callee)`, which lasts
+as long as the call, and at its beginning a mark with the call's number. (In a Kineto profile it ends when the call is
+sent, and is made longer afterwards: to end an event of such a profile from another thread when the profile is over crashes
+torch.) The callee, asked by a key in the header, records what the function does with torch's thread-local profiler, and
+sends the events along with the reply. When the caller's profile has ended, `zrpc.profiler` finds the marks in it, takes
+them out, and puts the callee's events in.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ class ProfiledCall:
         self._block.__enter__()  # type: ignore[no-untyped-call]
         with profiler.record_function(f"{MARK}{book.add(self)}"):
             self.began_ns = perf_ns()
-        self.future = self._block._call_end_callbacks_on_future(self._trigger)
+        if torch._C._autograd._profiler_type() == torch._C._profiler.ActiveProfilerType.LEGACY:
+            self.future = self._block._call_end_callbacks_on_future(self._trigger)
         return self
 
     def __exit__(
@@ -132,6 +135,11 @@ class ProfiledCall:
                 self.finish()
 
         return ask
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the thread that made the call did nothing until its end."""
+        return self.key.startswith(("rpc_sync#", "rpc_async_jit#"))
 
     def remote_events(self, at_us: float) -> list[ProfileEvent]:
         """The callee's events in a profile in which the call began `at_us`; none before the call has ended."""
