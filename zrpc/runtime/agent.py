@@ -170,17 +170,9 @@ class Agent:
         )
         self.retrying = Retrying(self.caller, self.receiver, self.members, identity.info.name, clock)
         self.loop = EventLoop(f"zrpc-{identity.info.name}-asyncio", self._prepare_thread)
+        meter, tracer = self.meter, self.tracer
         self.callee = Callee(
-            identity,
-            self.values,
-            self.code,
-            self.references,
-            self.executor,
-            self.meter,
-            limits,
-            self.loop,
-            clock,
-            self.tracer,
+            identity, self.values, self.code, self.references, self.executor, meter, limits, self.loop, clock, tracer
         )
         self.inspection = Inspection(self, TraceDesk(self.tracer, find_sink), clock)
         self.leaving = Draining(identity, self.callee, self.caller, self.executor, client, clock)

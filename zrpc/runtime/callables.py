@@ -79,3 +79,12 @@ def identify(func: Any) -> Target:
     if builtin is not None:
         return Target(builtin, Codec.BUILTIN, func)
     return Target(python_name(func), Codec.PYTHON, func, None, is_async)
+
+
+def refuse_script_method(target: Target) -> None:
+    """Raise `TypeError` for a method of a ScriptModule, as torch's RPC does."""
+    if isinstance(target.func, torch._C.ScriptMethod):
+        raise TypeError(
+            "cannot pickle 'ScriptMethod' object: a method of a ScriptModule can be called only by a worker that was "
+            "given AgentOptions, not a torch backend's options"
+        )

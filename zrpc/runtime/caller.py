@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from zrpc.clock import Clock, monotonic, perf_ns
 from zrpc.errors import (
@@ -27,7 +24,7 @@ from zrpc.errors import (
 )
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import WorkerKey
-from zrpc.runtime.callables import Target, identify
+from zrpc.runtime.callables import Target, identify, refuse_script_method
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.identity import Identity
@@ -42,7 +39,7 @@ from zrpc.runtime.scopes import Scope, current_scope
 from zrpc.runtime.threadstate import capture
 from zrpc.runtime.values import Values
 from zrpc.telemetry.metrics import CallMeter
-from zrpc.telemetry.trace import ANSWERED, ENDED, SENT, WRITTEN, Tracer
+from zrpc.telemetry.trace import ANSWERED, SENT, WRITTEN, Tracer
 from zrpc.transport.base import RouteGone
 from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack, size_of
 
@@ -323,11 +320,8 @@ class Caller:
         rref: RRefNumbers | None = None,
         extra: dict[int, Any] | None = None,
     ) -> Envelope:
-        if self.refuses_script_methods and isinstance(target.func, torch._C.ScriptMethod):
-            raise TypeError(
-                "cannot pickle 'ScriptMethod' object: a method of a ScriptModule can be called only by a worker that was "
-                "given AgentOptions, not a torch backend's options"
-            )
+        if self.refuses_script_methods:
+            refuse_script_method(target)
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.rref = rref
         envelope.extra = extra
@@ -360,8 +354,7 @@ class Caller:
             return self._values.read_reply(reply, peer.info)
         finally:
             if envelope.span is not None:
-                kind = sys.exc_info()[0]
-                self._tracer.end(envelope.span, ENDED, "" if kind is None else kind.__name__)
+                self._tracer.end_here(envelope.span)
 
     def _exchange(
         self, peer: Peer, target: Target, envelope: Envelope, message_id: int, deadline: float | None, timeout: float

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -269,8 +270,13 @@ class Tracer:
 
     # ------------------------------------------------------------------------------------ calls
 
-    def begin(self, envelope: Envelope, name: str, peer: int) -> None:
-        """A call begins at its caller: in a block, or in the function of another one, or by itself."""
+    def end_here(self, row: Open) -> None:
+        """A call has ended, by the exception that is on its way in this thread, if there is one."""
+        kind = sys.exc_info()[0]
+        self.end(row, ENDED, "" if kind is None else kind.__name__)
+
+    def begin(self, envelope: Envelope, name: str, peer: int) -> Open:
+        """A call begins at its caller: in a block, or in the function of another one, or by itself. Returns its span."""
         if self._until is not None and self._until < self._clock():
             self._expire()
         kind = REMOTE if envelope.kind == _REMOTE_CALL else CALL
