@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from zrpc.telemetry import otel
 from zrpc.telemetry.otel import OtelSink, find_sink
-from zrpc.telemetry.trace import ENDED, REPLIED, Tracer
+from zrpc.telemetry.trace import Tracer
 from zrpc.wire.envelope import Envelope, Kind
 
 
@@ -54,8 +54,8 @@ def test_both_sides_of_a_call_are_one_trace(sink: OtelSink, exporter: InMemorySp
     there.arrive(arrived, "f")
     assert envelope.span is not None
     assert arrived.span is not None
-    there.end(arrived.span, REPLIED)
-    here.end(envelope.span, ENDED, "ValueError")
+    there.end_served(arrived.span)
+    here.end(envelope.span, "ValueError")
     served, made = exporter.get_finished_spans()
     assert (made.name, made.kind, served.kind) == ("f", api.SpanKind.CLIENT, api.SpanKind.SERVER)
     assert served.parent is not None
@@ -83,7 +83,7 @@ def test_a_header_that_is_no_trace_parent_does_no_harm(sink: OtelSink, exporter:
     arrived = Envelope(Kind.CALL, 1, 1, trace="x" * 55)
     tracer.arrive(arrived, "f")
     assert arrived.span is not None
-    tracer.end(arrived.span, REPLIED)
+    tracer.end_served(arrived.span)
     assert [span.parent for span in exporter.get_finished_spans()] == [None]
 
 

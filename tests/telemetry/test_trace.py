@@ -14,17 +14,16 @@ from zrpc.telemetry.trace import (
     ANSWERED,
     BLOCK,
     CALL,
-    ENDED,
     EVENT,
     MADE,
     READ,
     REMOTE,
-    REPLIED,
     SENT,
     SERVED,
     STARTED,
     Span,
     Tracer,
+    place_of,
     read_span,
 )
 from zrpc.wire.envelope import Envelope, Kind, pack, unpack
@@ -60,7 +59,7 @@ def call(tracer: Tracer, name: str = "f", kind: Kind = Kind.CALL) -> Envelope:
 def ended(tracer: Tracer, *envelopes: Envelope, note: str = "") -> list[Span]:
     for envelope in envelopes:
         assert envelope.span is not None
-        tracer.end(envelope.span, ENDED, note)
+        tracer.end(envelope.span, note)
     return tracer.stop("t")[0]
 
 
@@ -91,11 +90,12 @@ def test_the_callees_side_is_a_child_of_the_callers() -> None:
     there.arrive(arrived, "f")
     assert arrived.span is not None
     arrived.span[STARTED] = arrived.span[READ] = perf_ns()
-    there.end(arrived.span, REPLIED)
+    there.end_served(arrived.span)
     [made], [served] = ended(here, envelope), there.stop("t")[0]
     assert (served.kind, served.trace_id, served.parent_id) == (SERVED, made.trace_id, made.span_id)
     assert served.span_id != made.span_id
-    assert arrived.trace == f"00-{served.trace_id}-{served.span_id}-01"
+    assert place_of(arrived) == f"00-{served.trace_id}-{served.span_id}-01"
+    assert int(served.span_id, 16) == int(made.span_id, 16) ^ (1 << 63)
 
 
 def test_a_call_inside_of_a_call_is_its_child() -> None:
@@ -104,12 +104,22 @@ def test_a_call_inside_of_a_call_is_its_child() -> None:
     assert (span.trace_id, span.parent_id) == (PARENT[3:35], PARENT[36:52])
 
 
+def test_a_header_that_is_no_trace_parent_does_no_harm() -> None:
+    tracer = started()
+    arrived = Envelope(Kind.CALL, 1, trace="x" * 55)
+    tracer.arrive(arrived, "f")
+    assert arrived.span is not None
+    tracer.end_served(arrived.span)
+    assert place_of(arrived) == "x" * 55
+    assert [span.name for span in tracer.stop("t")[0]] == ["f"]
+
+
 def test_calls_that_make_values_are_told_apart() -> None:
     tracer = started()
     arrived = Envelope(Kind.REMOTE_CALL, 1, trace=PARENT)
     tracer.arrive(arrived, "f")
     assert arrived.span is not None
-    tracer.end(arrived.span, REPLIED)
+    tracer.end_served(arrived.span)
     assert [span.kind for span in ended(tracer, call(tracer, kind=Kind.REMOTE_CALL))] == [MADE, REMOTE]
 
 
@@ -137,6 +147,7 @@ def test_a_tracer_that_is_off_records_nothing() -> None:
     arrived = Envelope(Kind.CALL, 1, trace=PARENT)
     tracer.arrive(arrived, "f")
     assert (arrived.span, arrived.trace, tracer.is_on) == (None, PARENT, False)
+    assert place_of(arrived) == PARENT
     with tracer.span("block"):
         tracer.event("event")
     tracer.start("t")
@@ -217,7 +228,7 @@ def test_a_call_that_ends_after_the_trace_is_not_kept() -> None:
     envelope = call(tracer)
     tracer.stop("t")
     assert envelope.span is not None
-    tracer.end(envelope.span, ENDED)
+    tracer.end(envelope.span)
     tracer.start("t")
     assert tracer.stop("t") == ([], 0)
 

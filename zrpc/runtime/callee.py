@@ -43,7 +43,7 @@ from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
 from zrpc.serialization.script import ScriptError
 from zrpc.telemetry.metrics import CallMeter
-from zrpc.telemetry.trace import RAN, READ, REPLIED, STARTED, THREAD, Tracer
+from zrpc.telemetry.trace import RAN, READ, STARTED, THREAD, Tracer, place_of
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, size_of
 from zrpc.wire.limits import Limits
 
@@ -107,7 +107,7 @@ class Task(Scope):
     @property
     def trace(self) -> str | None:
         """Where calls that the function makes belong in a trace."""
-        return self.envelope.trace
+        return place_of(self.envelope)
 
     @property
     def rref_id(self) -> GloballyUniqueId | None:
@@ -257,9 +257,9 @@ class Callee:
         if task.is_cancelled:
             return
         task.has_started = True
-        if task.envelope.span is not None:
-            task.envelope.span[STARTED] = perf_ns()
-            task.envelope.span[THREAD] = threading.get_ident()
+        span = task.envelope.span
+        if span is not None:
+            span[STARTED], span[THREAD] = perf_ns(), threading.get_ident()
         if task.deadline is not None and self._clock() >= task.deadline and task.envelope.kind == Kind.CALL:
             if self._tasks.pop(task.key, None) is None:
                 return
@@ -457,7 +457,7 @@ class Callee:
                 self.recordings.keep(task.envelope)
             self._references.set_value(rref_id, value, error, Codec(task.envelope.codec))
             if task.envelope.span is not None:
-                self._tracer.end(task.envelope.span, REPLIED, "" if error is None else type(error).__name__)
+                self._tracer.end_served(task.envelope.span, "" if error is None else type(error).__name__)
             with contextlib.suppress(Unavailable):  # whoever asked for it is gone, and is lost to the references too
                 self._answer(task, Kind.REPLY)
         elif not is_wanted:
@@ -518,7 +518,7 @@ class Callee:
         if request.kind <= Kind.REMOTE_CALL:
             self._meter.served(size, size_of(frames), reply.kind == Kind.ERROR)
         if request.span is not None:
-            self._tracer.end(request.span, REPLIED, "failed" if reply.kind == Kind.ERROR else "")
+            self._tracer.end_served(request.span, "failed" if reply.kind == Kind.ERROR else "")
         try:
             asker.answer(frames)
         except Unavailable:

@@ -351,10 +351,14 @@ class Caller:
         """As `_exchange`, returning the value in the reply."""
         try:
             reply = self._exchange(peer, target, envelope, message_id, deadline, timeout)
-            return self._values.read_reply(reply, peer.info)
-        finally:
+            value = self._values.read_reply(reply, peer.info)
+        except BaseException as error:
             if envelope.span is not None:
-                self._tracer.end_here(envelope.span)
+                self._tracer.end(envelope.span, type(error).__name__)
+            raise
+        if envelope.span is not None:
+            self._tracer.end(envelope.span)
+        return value
 
     def _exchange(
         self, peer: Peer, target: Target, envelope: Envelope, message_id: int, deadline: float | None, timeout: float

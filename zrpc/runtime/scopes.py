@@ -83,7 +83,9 @@ def current_scope() -> Scope | None:
 
 def trace_place() -> str | None:
     """The trace parent of the call whose function runs here; None outside of one, or when it is not traced."""
-    scope = current_scope()
+    scope = running.scope
+    if scope is ON_LOOP:
+        scope = loop_scope.get()
     return None if scope is None else scope.trace
 
 

@@ -4,7 +4,8 @@ One rule: a tracer that is off costs its user one look at `is_on`, or at an enve
 
 A span is one call as its caller sees it, the same call as its callee sees it, or a block that the program named. The two
 sides of a call share a trace and know each other by the header's trace field, a W3C trace parent
-(https://www.w3.org/TR/trace-context/): `00-<trace id, 32 hex>-<span id, 16 hex>-01`. Times are nanoseconds on the
+(https://www.w3.org/TR/trace-context/): `00-<trace id, 32 hex>-<span id, 16 hex>-01`. The callee's span has the span id of
+the caller's with its first bit turned over, so that nothing has to be made up for it. Times are nanoseconds on the
 worker's own clock, `zrpc.clock.perf_ns`; `telemetry.clocks` brings those of several workers together.
 
     caller   BEGUN -- pickling -- WRITTEN -- waiting to be sent -- SENT ... ANSWERED -- unpickling -- ENDED
@@ -12,16 +13,15 @@ worker's own clock, `zrpc.clock.perf_ns`; `telemetry.clocks` brings those of sev
                                                -- pickling -- REPLIED
 
 While a call is under way its span is a list, in the envelope's `span`, into which whoever handles the call writes the
-time: `envelope.span[SENT] = perf_ns()`. A method call for each of nine points was a third of what tracing cost. Spans that
-have ended are kept as tuples of numbers and texts, into which the collector of garbage does not look, and are read when
-the trace ends.
+time: `envelope.span[SENT] = perf_ns()`. A method call for each of nine points was a third of what tracing cost, and a small
+call between processes of one host takes 100 microseconds: so the methods for calls here are written out, and what can be
+worked out when the trace ends is.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -54,9 +54,9 @@ CAPACITY: Final = 65_536
 Row = tuple[Any, ...]
 """A span as plain values: the fields of `Span` in their order."""
 Open = list[Any]
-"""A span under way: its five times, kind, name, trace parent, its parent's, peer, first and last thread, note, handle."""
+"""A span as it is recorded: its five times, kind, name, trace parent, its parent's, peer, first and last thread, note. The
+kind of a call is that of its message, and minus that at its callee."""
 _KIND, _NAME, _PLACE, _PARENT, _PEER, THREAD, _LAST_THREAD, _NOTE = range(5, 13)
-_REMOTE_CALL: Final = int(Kind.REMOTE_CALL)
 
 
 class Span:
@@ -111,9 +111,29 @@ def read_span(row: object) -> Span:
     return Span(kind, name, trace_id, span_id, parent_id, peer, thread, last_thread, times, note)
 
 
-def _finished(row: Sequence[Any]) -> Span:
-    """The span that a row was recorded of."""
-    place, parent, kind = row[_PLACE], row[_PARENT] or "", row[_KIND]
+def other_side(place: str) -> str:
+    """The trace parent of a call's span at its callee, from that of the one at its caller."""
+    try:
+        return f"{place[:36]}{int(place[36], 16) ^ 8:x}{place[37:]}"
+    except ValueError:  # somebody's header that is no trace parent
+        return place
+
+
+def place_of(envelope: Envelope) -> str | None:
+    """The trace parent of calls that the function of a call makes; None when that is not traced."""
+    if envelope.span is None:
+        return envelope.trace
+    place: str | None = envelope.span[_PLACE]
+    return other_side(envelope.trace or "") if place is None else place
+
+
+def _finished(row: Open) -> Span:
+    """The span that was recorded."""
+    kind, parent = row[_KIND], row[_PARENT] or ""
+    place = other_side(parent) if row[_PLACE] is None else row[_PLACE]
+    if not isinstance(kind, str):
+        is_remote = abs(kind) == Kind.REMOTE_CALL
+        kind = (REMOTE if is_remote else CALL) if kind > 0 else (MADE if is_remote else SERVED)
     return Span(
         kind,
         row[_NAME],
@@ -155,7 +175,7 @@ def _make_ids(chance: random.Random) -> Iterator[str]:
 
     Made by the hundred, which takes a third of the time that one each does.
     """
-    prefix, first = f"00-{chance.getrandbits(64) or 1:016x}", chance.getrandbits(62)
+    prefix, first = f"00-{chance.getrandbits(64) or 1:016x}", chance.getrandbits(62)  # the first bit is the callee's
 
     def make(start: int) -> list[str]:
         return [f"{prefix}{own:016x}-{own:016x}-01" for own in range(start, start + 256)]
@@ -185,8 +205,9 @@ class Tracer:
         self.sink: Sink | None = None
         self._clock = clock
         self._lock = threading.Lock()
-        self._rows: deque[Row] = deque(maxlen=capacity)
+        self._rows: deque[Open] = deque(maxlen=capacity)
         self._ended = 0
+        self._handles: dict[str, Any] = {}  # of the sink's, by trace parent
         self._sessions: dict[str, Session] = {}
         self._until: float | None = None
         self._threads: dict[int, str] = {}
@@ -228,6 +249,7 @@ class Tracer:
         self.is_on = bool(self._sessions)
         if not self.is_on:
             self._rows.clear()
+            self._handles.clear()
 
     def _expire(self) -> None:
         """End the sessions whose time is over."""
@@ -244,61 +266,84 @@ class Tracer:
                 self._threads[thread.ident] = thread.name
         return dict(self._threads)
 
-    # ------------------------------------------------------------------------------------ spans
-
-    def _open(self, kind: str, name: str, peer: int, parent: str | None) -> Open:
-        """A span that begins now."""
-        begun, thread, handle = perf_ns(), threading.get_ident(), None
-        if self.sink is not None:
-            handle, place = self.sink.begin(kind, name, peer, parent)
-        else:
-            own = next(self._ids)
-            place = own if parent is None else parent[:36] + own[36:]
-        return [begun, 0, 0, 0, 0, kind, name, place, parent, peer, thread, thread, "", handle]
-
-    def end(self, row: Open, last: int, note: str = "") -> None:
-        """A span has ended, which is its time number `last`: a call ENDED, one that is served REPLIED."""
-        row[last] = perf_ns()
-        row[_LAST_THREAD] = threading.get_ident()
-        row[_NOTE] = note
-        handle = row.pop()
-        if self.is_on:
-            self._rows.append(tuple(row))
-            self._ended += 1  # two threads at once may count for one: the number of the dropped is near enough
-        if handle is not None and self.sink is not None:
-            self.sink.end(handle, _finished(row))
-
     # ------------------------------------------------------------------------------------ calls
-
-    def end_here(self, row: Open) -> None:
-        """A call has ended, by the exception that is on its way in this thread, if there is one."""
-        kind = sys.exc_info()[0]
-        self.end(row, ENDED, "" if kind is None else kind.__name__)
 
     def begin(self, envelope: Envelope, name: str, peer: int) -> Open:
         """A call begins at its caller: in a block, or in the function of another one, or by itself. Returns its span."""
+        begun = perf_ns()
         if self._until is not None and self._until < self._clock():
             self._expire()
-        kind = REMOTE if envelope.kind == _REMOTE_CALL else CALL
-        parent = self._local.place if self._blocks else None
-        row = envelope.span = self._open(kind, name, peer, parent or self._find_place())
-        envelope.trace = row[_PLACE]
+        parent = (self._local.place if self._blocks else None) or self._find_place()
+        if self.sink is None:
+            place = next(self._ids)
+            if parent is not None:
+                place = parent[:36] + place[36:]
+        else:
+            place = self._ask_sink(REMOTE if envelope.kind == Kind.REMOTE_CALL else CALL, name, peer, parent)
+        thread = threading.get_ident()
+        row: Open = [begun, 0, 0, 0, 0, envelope.kind, name, place, parent, peer, thread, thread, ""]
+        envelope.span = row
+        envelope.trace = place
+        return row
+
+    def end(self, row: Open, note: str = "") -> None:
+        """A call has ended at its caller, in the thread that it began in. `note` is the type of its error."""
+        row[ENDED] = perf_ns()
+        if note:
+            row[_NOTE] = note
+        self._rows.append(row)
+        self._ended += 1  # two threads at once may count for one: the number of the dropped is near enough
+        if self._handles:
+            self._tell_sink(row)
 
     def ending(self, row: Open, done: Callable[[Any, BaseException | None], None]) -> Callable[..., None]:
-        """`done`, and the call has ended."""
+        """`done`, and the call has ended, in whichever thread that runs in."""
 
         def end(value: Any, error: BaseException | None) -> None:
-            self.end(row, ENDED, "" if error is None else type(error).__name__)
+            row[_LAST_THREAD] = threading.get_ident()
+            self.end(row, "" if error is None else type(error).__name__)
             done(value, error)
 
         return end
 
     def arrive(self, envelope: Envelope, name: str) -> None:
-        """A call that is traced has arrived. Its envelope's trace field names, from now on, its place here."""
-        if self.is_on and envelope.trace is not None:
-            kind = MADE if envelope.kind == _REMOTE_CALL else SERVED
-            row = envelope.span = self._open(kind, name, envelope.sender, envelope.trace)
-            envelope.trace = row[_PLACE]
+        """A call that is traced has arrived."""
+        if self.is_on:
+            arrived, thread = perf_ns(), threading.get_ident()
+            parent, sender, place = envelope.trace, envelope.sender, None
+            if self.sink is not None:
+                kind = MADE if envelope.kind == Kind.REMOTE_CALL else SERVED
+                place = self._ask_sink(kind, name, sender, parent)
+            envelope.span = [arrived, 0, 0, 0, 0, -envelope.kind, name, place, parent, sender, thread, thread, ""]
+
+    def note_start(self, envelope: Envelope) -> None:
+        """A call that has arrived is taken up by this thread."""
+        row = envelope.span
+        if row is not None:
+            row[STARTED] = perf_ns()
+            row[THREAD] = threading.get_ident()
+
+    def end_served(self, row: Open, note: str = "") -> None:
+        """A call is about to be answered, or the value that it makes is there."""
+        row[REPLIED] = perf_ns()
+        row[_LAST_THREAD] = threading.get_ident()
+        if note:
+            row[_NOTE] = note
+        self._rows.append(row)
+        self._ended += 1
+        if self._handles:
+            self._tell_sink(row)
+
+    def _ask_sink(self, kind: str, name: str, peer: int, parent: str | None) -> str:
+        assert self.sink is not None
+        handle, place = self.sink.begin(kind, name, peer, parent)
+        self._handles[place] = handle
+        return place
+
+    def _tell_sink(self, row: Open) -> None:
+        handle = self._handles.pop(row[_PLACE], None)
+        if handle is not None and self.sink is not None:
+            self.sink.end(handle, _finished(row))
 
     # ------------------------------------------------------------------------------------ whatever else
 
@@ -308,22 +353,35 @@ class Tracer:
 
     @contextmanager
     def _block(self, name: str) -> Iterator[None]:
-        outer = self._local.place
-        row = self._open(BLOCK, name, -1, outer or self._find_place())
-        self._local.place = row[_PLACE]
+        outer, begun = self._local.place, perf_ns()
+        parent = outer or self._find_place()
+        if self.sink is None:
+            place = next(self._ids)
+            place = place if parent is None else parent[:36] + place[36:]
+        else:
+            place = self._ask_sink(BLOCK, name, -1, parent)
+        thread = threading.get_ident()
+        row: Open = [begun, 0, 0, 0, 0, BLOCK, name, place, parent, -1, thread, thread, ""]
+        self._local.place = place
         self._blocks += 1  # never taken back: it only says that threads are to be asked
-        note = ""
         try:
             yield
         except BaseException as failure:
-            note = type(failure).__name__
+            row[_NOTE] = type(failure).__name__
             raise
         finally:
             self._local.place = outer
-            self.end(row, 1, note)
+            row[1] = perf_ns()
+            self._keep(row)
 
     def event(self, name: str, about: object = "") -> None:
         """Something that took no time."""
         if self.is_on:
-            row = [0, 0, 0, 0, 0, EVENT, name, "", None, -1, threading.get_ident(), -1, "", None]
-            self.end(row, 0, str(about))
+            thread = threading.get_ident()
+            self._keep([perf_ns(), 0, 0, 0, 0, EVENT, name, "", None, -1, thread, thread, str(about)])
+
+    def _keep(self, row: Open) -> None:
+        self._rows.append(row)
+        self._ended += 1
+        if self._handles:
+            self._tell_sink(row)
