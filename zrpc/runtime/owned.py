@@ -49,6 +49,7 @@ def again(error: BaseException) -> BaseException:
     base: Any = type(error)
     while base.__flags__ & _HEAP_TYPE:  # to the built-in class that decides what its instances look like
         base = base.__base__
-    made: BaseException = base.__new__(type(error), *error.args)
+    made: BaseException = base.__new__(type(error))
+    made.args = error.args
     made.__dict__.update(vars(error))
     return made
