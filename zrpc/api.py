@@ -51,7 +51,6 @@ from zrpc.transport.curve import Keyring, load_key_file
 from zrpc.transport.router import ZmqTransport
 from zrpc.version import __version__
 from zrpc.wire.envelope import Codec
-from zrpc.wire.limits import Limits
 from zrpc.wire.messages import GroupProgress, Hello
 
 logger = logging.getLogger("zrpc")
@@ -216,7 +215,7 @@ def open_transport(
     keyring: Keyring | None, options: AgentOptions, wrap: Callable[[Transport], Transport] | None
 ) -> Transport:
     """The transport of a member."""
-    transport = ZmqTransport(keyring, "member", Limits(options.max_message_bytes))
+    transport = ZmqTransport(keyring, "member", options.limits())
     return transport if wrap is None else wrap(transport)
 
 
@@ -291,7 +290,7 @@ def join(
             transport,
             listener,
             client,
-            lambda references: rref_hooks(references, options.accept_code),
+            lambda references: rref_hooks(references, options.accept_code, options.max_nesting),
             is_static=hello.world_size > 0,
             has_lanes=options.lanes and isinstance(transport, ZmqTransport) and os.environ.get("ZRPC_LANES") != "off",
         )

@@ -27,6 +27,8 @@ sentence from them: what failed, on which worker, why, and what to do next.
     |   |-- JoinRefused                the broker does not take this member (version, group, rank)
     |   |-- CodecRefused               the worker does not accept calls of this codec
     |   |-- CodeRefused                the worker accepts only functions it was given at start
+    |   |-- CallNotAllowed             the worker's list of functions does not have this one
+    |   |-- TooManyCalls               the worker has as many calls of this caller as it takes
     |   |-- UnknownFunction            the worker has no function of that name
     |   |-- NotImportable (also an AttributeError)   a function or class that the reading worker does not have
     |   `-- StaleIncarnation           the message was meant for an earlier life of the worker
@@ -261,6 +263,14 @@ class CodecRefused(Refused):
 
 class CodeRefused(Refused):
     """The worker accepts only functions that it was given at start."""
+
+
+class CallNotAllowed(Refused):
+    """The worker's list of functions (`allow`) does not have this one."""
+
+
+class TooManyCalls(Refused):
+    """The worker has as many calls of this caller under way as it takes from one."""
 
 
 class UnknownFunction(Refused):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zrpc.errors import ConfigError
-from zrpc.wire.limits import DEFAULT_LIMITS
+from zrpc.wire.limits import DEFAULT_LIMITS, Limits
 
 DEFAULT_RPC_TIMEOUT = 60.0
 """Seconds; torch's default. 0 means none."""
@@ -23,6 +23,15 @@ DEFAULT_NUM_WORKER_THREADS = 16
 DEFAULT_INIT_TIMEOUT = 120.0
 """Seconds to find the broker and wait for the group."""
 
+_ANY = 1 << 62
+_NUMBERS = (
+    ("max_message_bytes", 1024, _ANY),
+    ("max_message_tensors", 1, _ANY),
+    ("max_code_bytes", 0, _ANY),
+    ("max_nesting", 1, 1000),
+    ("max_pending_calls", 1, _ANY),
+    ("shared_memory_bytes", 0, _ANY),
+)
 CODECS = ("script", "python", "builtin")
 
 
@@ -42,12 +51,22 @@ class AgentOptions:
     """The address told to others when it is not the bound one (behind NAT, or bound to 0.0.0.0)."""
     codecs: tuple[str, ...] = CODECS
     """The kinds of call that are accepted: 'script' (TorchScript), 'python' (pickles!), 'builtin' (torch operators)."""
+    allow: tuple[str, ...] = ()
+    """Names of the functions that may be called here, or patterns such as 'mymodule:*' or 'aten::*'; none for all."""
     accept_code: bool = True
     """Whether TorchScript code that a caller sends is taken; if not, only functions that were here at start are run."""
     code_cache_bytes: int = 256 << 20
     """How much received TorchScript code is kept."""
     max_message_bytes: int = DEFAULT_LIMITS.message_bytes
     """A larger message is refused, on either side."""
+    max_message_tensors: int = DEFAULT_LIMITS.buffers
+    """A message with more tensor storages is refused, on either side."""
+    max_code_bytes: int = DEFAULT_LIMITS.code_bytes
+    """A larger TorchScript archive is refused."""
+    max_nesting: int = 1000
+    """Values of TorchScript calls that are nested deeper are refused; no more than 1000, which the C stack bears."""
+    max_pending_calls: int = 65_536
+    """Calls of one caller that may be under way here; more are refused."""
     security: bool = True
     """CURVE encryption and authentication. Off lets anybody who reaches the port run code here."""
     lanes: bool = True
@@ -71,12 +90,19 @@ class AgentOptions:
         unknown = [codec for codec in self.codecs if codec not in CODECS]
         if unknown:
             problems.append(f"codecs: expected some of {', '.join(CODECS)}, not {unknown!r}")
-        if not isinstance(self.max_message_bytes, int) or self.max_message_bytes < 1024:
-            problems.append(f"max_message_bytes: expected at least 1024, not {self.max_message_bytes!r}")
-        if not isinstance(self.shared_memory_bytes, int) or self.shared_memory_bytes < 0:
-            problems.append(f"shared_memory_bytes: expected a number, 0 or more, not {self.shared_memory_bytes!r}")
+        for field, low, high in _NUMBERS:
+            value = getattr(self, field)
+            if not isinstance(value, int) or not low <= value <= high:
+                expected = f"at least {low}" if high == _ANY else f"{low} to {high}"
+                problems.append(f"{field}: expected {expected}, not {value!r}")
+        if not isinstance(self.allow, tuple) or not all(isinstance(pattern, str) and pattern for pattern in self.allow):
+            problems.append(f"allow: expected names of functions, or patterns, not {self.allow!r}")
         if problems:
             raise ConfigError("agent options", problems)
+
+    def limits(self) -> Limits:
+        """The bounds of a message."""
+        return Limits(self.max_message_bytes, buffers=self.max_message_tensors, code_bytes=self.max_code_bytes)
 
     def replace(self, **changes: Any) -> AgentOptions:
         """A copy with some fields changed. Raises `ConfigError` for a name that is no option."""
@@ -84,8 +110,9 @@ class AgentOptions:
         unknown = sorted(set(changes) - known)
         if unknown:
             raise ConfigError("agent options", [f"{name}: there is no such option" for name in unknown])
-        if "codecs" in changes:
-            changes["codecs"] = tuple(changes["codecs"])
+        for name in ("codecs", "allow"):
+            if isinstance(changes.get(name), list):
+                changes[name] = tuple(changes[name])
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:

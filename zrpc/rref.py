@@ -21,6 +21,7 @@ from zrpc.runtime.handles import Calls, Reference
 from zrpc.runtime.methods import NO_CONTEXT, backward, type_of
 from zrpc.runtime.profiling import book
 from zrpc.runtime.references import References
+from zrpc.serialization.grammar import MAX_DEPTH
 from zrpc.serialization.pickler import Hooks
 
 T = TypeVar("T")
@@ -185,7 +186,7 @@ def rebuild_rref(*numbers: int) -> RRef[Any]:
     raise RRefMisuse(f"an RRef can only be unpickled by an agent, from a message ({len(numbers)} numbers)")
 
 
-def rref_hooks(references: References, accept_code: bool) -> Hooks:
+def rref_hooks(references: References, accept_code: bool, max_depth: int = MAX_DEPTH) -> Hooks:
     """Teaches the codecs to write and to read RRefs."""
 
     def reduce(rref: RRef[Any]) -> tuple[Any, ...]:
@@ -200,4 +201,5 @@ def rref_hooks(references: References, accept_code: bool) -> Hooks:
         if forks and running.destination is not None:
             references.take_back(forks, running.destination)
 
-    return Hooks({RRef: reduce}, {(__name__, rebuild_rref.__name__): rebuild}, restart, modules=accept_code)
+    names = {(__name__, rebuild_rref.__name__): rebuild}
+    return Hooks({RRef: reduce}, names, restart, modules=accept_code, max_depth=max_depth)

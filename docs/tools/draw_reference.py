@@ -66,6 +66,8 @@ REMEDIES: Mapping[str, str] = {
     "JoinRefused": "the message says why: rank, group size, or a full cluster",
     "CodecRefused": "call a kind of function that the worker takes, or change its `codecs`",
     "CodeRefused": "start the worker with the function, from the same source and torch",
+    "CallNotAllowed": "call another function, or put its name on the worker's list `allow`",
+    "TooManyCalls": "wait for some of the calls that are under way, or raise `max_pending_calls` of the worker",
     "UnknownFunction": "import or register it on the worker; mind the spelling",
     "NotImportable": "install the module on the worker that reads the message, or put its directory on `python_path`",
     "StaleIncarnation": "the worker has restarted: call again, by its name",

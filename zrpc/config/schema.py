@@ -115,6 +115,7 @@ Count = Annotated[int, Field(strict=True, ge=1, le=10_000), Expect("an integer f
 Times = Annotated[int, Field(strict=True, ge=0), Expect("an integer of at least 0")]
 Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), Expect("seconds, 0 or more")]
 SomeSeconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), Expect("seconds, more than 0")]
+Many = Annotated[int, Field(strict=True, ge=1), Expect("an integer, 1 or more")]
 Bytes = Annotated[int, Field(strict=True, ge=1024), Expect("a number of bytes, at least 1024")]
 Flag = Annotated[bool, Field(strict=True), Expect("on or off")]
 EnvironmentText = Annotated[
@@ -147,6 +148,13 @@ class Options(Model):
         ]
         | None
     ) = None
+    allow: (
+        Annotated[
+            list[Annotated[str, Field(strict=True, min_length=1), Expect("the name of a function, or a pattern")]],
+            Expect("a list of names of functions, or patterns"),
+        ]
+        | None
+    ) = None
     accept_code: Flag | None = None
     code_cache_bytes: Annotated[int, Field(strict=True, ge=0), Expect("a number of bytes, 0 or more")] | None = None
     max_message_bytes: Bytes | None = None
@@ -154,6 +162,10 @@ class Options(Model):
     shared_memory_bytes: Annotated[int, Field(strict=True, ge=0), Expect("a number of bytes, 0 or more")] | None = None
     drain_timeout: Seconds | None = None
     reference_stacks: Flag | None = None
+    max_message_tensors: Many | None = None
+    max_code_bytes: Annotated[int, Field(strict=True, ge=0), Expect("a number of bytes, 0 or more")] | None = None
+    max_nesting: Annotated[int, Field(strict=True, ge=1, le=1000), Expect("an integer from 1 to 1000")] | None = None
+    max_pending_calls: Many | None = None
 
     def given(self) -> dict[str, Any]:
         """Only what was written, as fields of `AgentOptions`."""

@@ -43,6 +43,7 @@ from zrpc.protocol.effects import (
     Released,
     StopRequested,
 )
+from zrpc.runtime.admission import Admission
 from zrpc.runtime.askers import LocalAsker, RouteAsker
 from zrpc.runtime.callee import Asker, Callee
 from zrpc.runtime.caller import Caller
@@ -74,7 +75,6 @@ from zrpc.telemetry.otel import find_sink
 from zrpc.telemetry.trace import STARTED, Tracer
 from zrpc.transport.base import Frames, Listener, Received, Transport
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, unpack
-from zrpc.wire.limits import Limits
 from zrpc.wire.messages import Member
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Agent:
         self._orphaned_at: float | None = None
         self._held: Held | None = None
         self._process = psutil.Process(os.getpid())
-        limits = Limits(message_bytes=options.max_message_bytes)
+        limits = options.limits()
         self._limits = limits
         self.meter = CallMeter()
         self.tracer = Tracer(find_place=trace_place)
@@ -164,15 +164,26 @@ class Agent:
             identity, ids, self.peers, self.receiver, self.remotes, clock, self.tracer, options.reference_stacks
         )
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
-        self.code = CodeStore(accept=options.accept_code, max_bytes=options.code_cache_bytes)
+        self.code = CodeStore(options.accept_code, options.code_cache_bytes, options.max_code_bytes)
         self.caller = Caller(
             identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock, self.tracer
         )
         self.retrying = Retrying(self.caller, self.receiver, self.members, identity.info.name, clock)
         self.loop = EventLoop(f"zrpc-{identity.info.name}-asyncio", self._prepare_thread)
         meter, tracer = self.meter, self.tracer
+        admission = Admission(identity.info.name, options.allow, options.max_pending_calls)
         self.callee = Callee(
-            identity, self.values, self.code, self.references, self.executor, meter, limits, self.loop, clock, tracer
+            admission,
+            identity,
+            self.values,
+            self.code,
+            self.references,
+            self.executor,
+            meter,
+            limits,
+            self.loop,
+            clock,
+            tracer,
         )
         self.inspection = Inspection(self, TraceDesk(self.tracer, find_sink), clock)
         self.leaving = Draining(identity, self.callee, self.caller, self.executor, client, clock)
@@ -310,7 +321,9 @@ class Agent:
         kind = envelope.kind
         if kind in _CALLS:
             if self.fenced is not None and not is_local:
-                self._refuse_fenced(asker, envelope)
+                self._refuse("call to a fenced life", None)  # others were told that it is over: it must not go on
+                why = StaleIncarnation(f"this life of worker {self.info.name!r} is over: {self.fenced}")
+                self.callee.answer_error(asker, envelope, why, 0)
                 return
             self.callee.on_call(asker, envelope, is_local)
         elif kind == Kind.RREF_FETCH:
@@ -328,12 +341,6 @@ class Agent:
             self.extensions[kind](asker, envelope, is_local)
         else:
             self._refuse(f"kind {kind}", None)
-
-    def _refuse_fenced(self, asker: Asker, envelope: Envelope) -> None:
-        """Others were told that this life is over: it must not act as if it were not."""
-        self._refuse("call to a fenced life", None)
-        why = StaleIncarnation(f"this life of worker {self.info.name!r} is over: {self.fenced}")
-        self.callee.answer_error(asker, envelope, why, 0)
 
     def _on_fetch(self, asker: Asker, envelope: Envelope) -> None:
         if envelope.rref is None:

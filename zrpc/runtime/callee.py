@@ -26,6 +26,7 @@ from zrpc.clock import Clock, monotonic, perf_ns
 from zrpc.errors import Cancelled, FrameError, Unavailable, UnknownFunction
 from zrpc.ids import GloballyUniqueId
 from zrpc.protocol.served import Served
+from zrpc.runtime.admission import Admission
 from zrpc.runtime.callables import ASYNC_ATTRIBUTE
 from zrpc.runtime.context import running
 from zrpc.runtime.eventloop import EventLoop
@@ -121,6 +122,7 @@ class Callee:
 
     def __init__(
         self,
+        admission: Admission,
         identity: Identity,
         values: Values,
         code: CodeStore,
@@ -132,6 +134,7 @@ class Callee:
         clock: Clock = monotonic,
         tracer: Tracer | None = None,
     ) -> None:
+        self._admission = admission
         self._identity = identity
         self._values = values
         self._code = code
@@ -167,7 +170,9 @@ class Callee:
                 is_new = self._served.accept((envelope.sender, envelope.sender_incarnation), envelope.message_id)
             if not is_new:
                 return  # the network has repeated it; the references in it belong to the first
+            self._admission.enter((envelope.sender, envelope.sender_incarnation))
             if envelope.kind == Kind.REMOTE_CALL and not self._accept(task):
+                self._admission.leave((envelope.sender, envelope.sender_incarnation))
                 self._values.drop(envelope)
                 self._meter.dropped()
                 return
@@ -190,12 +195,19 @@ class Callee:
         """A call is not wanted any more. Does nothing if it has been answered, or was never made."""
         key = envelope.sender, envelope.sender_incarnation, envelope.message_id
         task = self._tasks.get(key)
-        if task is None or task.envelope.kind != Kind.CALL or self._tasks.pop(key, None) is None:
+        if task is None or task.envelope.kind != Kind.CALL or not self._take_out(key):
             return
         task.cancel()
         if not task.has_started:
             self._values.drop(task.envelope)
         self._answer_error(task, Cancelled(f"the call of {task.envelope.function} was cancelled"))
+
+    def _take_out(self, key: tuple[int, int, int]) -> bool:
+        """Take a call out of the table, to answer it; False when somebody has."""
+        if self._tasks.pop(key, None) is None:
+            return False
+        self._admission.leave(key[:2])
+        return True
 
     def under_way(self) -> int:
         """Calls that have come and whose functions have not ended, the cancelled ones left out."""
@@ -215,6 +227,7 @@ class Callee:
             raise FrameError("a call without a function")
         by_name = envelope.codec == Codec.BUILTIN and self._code.is_own(envelope.function)
         self._values.check_accepts(Codec.SCRIPT if by_name else envelope.codec, envelope.function)
+        self._admission.check_name(envelope.function)
         if envelope.codec == Codec.SCRIPT:
             if envelope.code is None:
                 raise FrameError("a TorchScript call without a code hash")
@@ -261,7 +274,7 @@ class Callee:
         if span is not None:
             span[STARTED], span[THREAD] = perf_ns(), threading.get_ident()
         if task.deadline is not None and self._clock() >= task.deadline and task.envelope.kind == Kind.CALL:
-            if self._tasks.pop(task.key, None) is None:
+            if not self._take_out(task.key):
                 return
             self._values.drop(task.envelope)
             self._meter.dropped()
@@ -318,6 +331,8 @@ class Callee:
             func, args, kwargs = value
             if func is None:
                 func = import_function(envelope.function or "")
+            else:
+                self._admission.check_function(func)
         if not callable(func) or not isinstance(args, tuple) or not isinstance(kwargs, dict):
             raise FrameError(f"the body of the call to {envelope.function} is not a function's arguments")
         return func, args, kwargs
@@ -446,7 +461,7 @@ class Callee:
 
     def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
         """The function is done: answer the call, or keep the value that was to be created."""
-        is_wanted = self._tasks.pop(task.key, None) is not None
+        is_wanted = self._take_out(task.key)
         self._last_end = self._clock()
         if task.envelope.span is not None:
             task.envelope.span[RAN] = perf_ns()

@@ -64,7 +64,7 @@ _TAKEN: Final[dict[str, int | None]] = {
 }
 
 
-def check_body(body: bytes, start: int = 0) -> None:
+def check_body(body: bytes, start: int = 0, max_depth: int = MAX_DEPTH) -> None:
     """Return when the pickle in `body[start:]` keeps to the grammar; raise `DecodeRefused` or `FrameError`."""
     end = len(body)
     if body[start : start + 2] != _ONLY_PROTOCOL:
@@ -80,8 +80,8 @@ def check_body(body: bytes, start: int = 0) -> None:
         if opcode == _STOP:
             if position + 1 != end:
                 raise FrameError(f"{end - position - 1} bytes follow the pickle in the body")
-            if end - start > MAX_DEPTH and _nestings(body, start + 2) > MAX_DEPTH:
-                _check_depth(body, start)
+            if end - start > max_depth and _nestings(body, start + 2, max_depth) > max_depth:
+                _check_depth(body, start, max_depth)
             return
         if opcode == _BINUNICODE:
             if position + 5 > end:
@@ -100,10 +100,10 @@ def _refusal(body: bytes, position: int) -> DecodeRefused | FrameError:
     return DecodeRefused(f"the pickle opcode {opcode.name}", "TorchScript")
 
 
-def _nestings(body: bytes, position: int) -> int:
-    """How often a checked body puts a value into another; no more than just over `MAX_DEPTH`."""
+def _nestings(body: bytes, position: int, max_depth: int) -> int:
+    """How often a checked body puts a value into another; no more than just over `max_depth`."""
     count = 0
-    while count <= MAX_DEPTH:
+    while count <= max_depth:
         match = _NOT_NESTING.match(body, position)
         if match is not None:
             position = match.end()
@@ -118,7 +118,7 @@ def _nestings(body: bytes, position: int) -> int:
     return count
 
 
-def _check_depth(body: bytes, start: int) -> None:
+def _check_depth(body: bytes, start: int, max_depth: int) -> None:
     """Follow a checked body with the depths of its values in the place of the values. About 1 us an opcode.
 
     A list that grows after something else took it in counts as it was then; lists end the recursion that matters.
@@ -143,8 +143,8 @@ def _check_depth(body: bytes, start: int) -> None:
                 if bottom < 0:
                     raise IndexError
                 depth = max(stack[bottom:], default=0) + 1
-                if depth > MAX_DEPTH:
-                    raise FrameError(f"values are nested more than {MAX_DEPTH} deep in the body")
+                if depth > max_depth:
+                    raise FrameError(f"values are nested more than {max_depth} deep in the body")
                 # What is called (REDUCE) makes one value of its arguments; that is no nesting of its own.
                 stack[bottom:] = [depth - 1 if name == "REDUCE" else depth]
             elif name not in ("PROTO", "FRAME", "STOP"):

@@ -41,7 +41,7 @@ from torch.nested._internal.nested_tensor import NestedTensor
 
 from zrpc.errors import DecodeRefused, EncodeError, FrameError, NotImportable, ZrpcError
 from zrpc.serialization import mainscript, names, plainvalues, rebuild, values
-from zrpc.serialization.grammar import check_body
+from zrpc.serialization.grammar import MAX_DEPTH, check_body
 from zrpc.serialization.locate import explain
 from zrpc.serialization.tensors import StorageTable, has_own_reduction
 from zrpc.wire.envelope import Buffer
@@ -78,9 +78,10 @@ class Hooks:
     `restart`: called before a value is pickled again from its beginning, so that a reducer with effects can undo them.
     `same_main`: the receiver is known to run the same script as `__main__`, so things defined there go by name.
     `modules`: whether a ScriptModule that arrives by value is loaded; it brings code along.
+    `max_depth`: how deep values of the TorchScript codec may be nested.
     """
 
-    __slots__ = ("globals", "modules", "reducers", "restart", "same_main")
+    __slots__ = ("globals", "max_depth", "modules", "reducers", "restart", "same_main")
 
     def __init__(
         self,
@@ -89,12 +90,14 @@ class Hooks:
         restart: Callable[[], None] | None = None,
         same_main: bool = False,
         modules: bool = True,
+        max_depth: int = MAX_DEPTH,
     ) -> None:
         self.reducers = _NOTHING if reducers is None else reducers
         self.globals = _NOTHING if globals is None else globals
         self.restart = restart
         self.same_main = same_main
         self.modules = modules
+        self.max_depth = max_depth
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -427,7 +430,7 @@ def loads_script(
     lows: Sequence[int] | None = None
     if data[:1] != b"\x80":
         start, lows = _read_lows(data, len(buffers))
-    check_body(data, start)
+    check_body(data, start, MAX_DEPTH if hooks is None else hooks.max_depth)
     file = io.BytesIO(data)
     if start:
         file.seek(start)
