@@ -253,9 +253,10 @@ def test_a_broker_without_a_word_is_told_as_such() -> None:
 @pytest.mark.parametrize(
     ("stranger", "reasons"),
     [
-        (Keyring("test", bytes(32)), {"wrong key"}),
-        (Keyring("other", bytes(range(32))), {"wrong key"}),
-        (None, {"not encrypted", "handshake failed"}),  # the second when the peer was the first to give up
+        # "handshake failed" when the peer was the first to give up.
+        (Keyring("test", bytes(32)), {"wrong key", "handshake failed"}),
+        (Keyring("other", bytes(range(32))), {"wrong key", "handshake failed"}),
+        (None, {"not encrypted", "handshake failed"}),
     ],
 )
 def test_a_wrong_key_is_told_as_such_and_counted(stranger: Keyring | None, reasons: set[str]) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from zrpc.errors import FrameError
 from zrpc.serialization.archives import content_hash
+from zrpc.serialization.rebuild import StorageReader
 
 FOUND = targets()
 NAMES = sorted(FOUND)
@@ -66,6 +67,14 @@ def test_an_offset_beyond_all_files_in_an_archive() -> None:
         archive[zip64 + 40 : zip64 + 56] = b"\x7f" * 16
     with pytest.raises(FrameError):
         content_hash(bytes(archive))
+
+
+def test_a_tensor_of_a_quantized_dtype_without_a_quantizer() -> None:
+    """torch warns once, and makes one: what is an error in tests would be taken elsewhere."""
+    with pytest.raises(FrameError, match="needs a quantizer"):
+        StorageReader([b"12345678"]).view(0, 30, 0, (2,), (1,), 0, None)
+    with pytest.raises(FrameError, match="needs a quantizer"):
+        StorageReader([]).meta(30, (2,), (1,), 0)
 
 
 # -------------------------------------------------------------------------------------- findings are found, and said

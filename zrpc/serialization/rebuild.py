@@ -27,6 +27,7 @@ SMALL_BYTES: Final = 16 * 1024
 lock-free copy of torch's allocation count more."""
 
 _ALL_FLAGS: Final = REQUIRES_GRAD | CONJUGATED | NEGATED
+_QUANTIZED: Final = frozenset(dtype for dtype in DTYPES.values() if str(dtype).startswith("torch.q"))
 _MAX_I64: Final = (1 << 63) - 1
 _ndarray = np.ndarray
 _from_numpy = torch.from_numpy
@@ -68,6 +69,14 @@ def _dtype(number: Any) -> torch.dtype:
     dtype = DTYPES.get(number) if type(number) is int else None
     if dtype is None:
         raise _fail(f"dtype {number!r:.80} is not known to this torch ({torch.__version__})")
+    return dtype
+
+
+def _plain_dtype(number: Any) -> torch.dtype:
+    """A dtype that needs no quantizer: torch makes tensors of the others without one, and reads what is not there."""
+    dtype = _dtype(number)
+    if dtype in _QUANTIZED:
+        raise _fail(f"dtype {dtype} needs a quantizer")
     return dtype
 
 
@@ -186,7 +195,7 @@ class StorageReader:
         device: str | None,
     ) -> torch.Tensor:
         """Any strided tensor that is not quantized."""
-        dtype = _dtype(number)
+        dtype = _plain_dtype(number)
         flags = _check_flags(flags)
         shape = _check_sizes(shape, "its shape")
         strides = _check_sizes(strides, "its strides")
@@ -201,7 +210,7 @@ class StorageReader:
         shape = _check_sizes(shape, "its shape")
         strides = _check_sizes(strides, "its strides")
         _require_extent(shape, strides, 0, _MAX_I64 // 32)
-        tensor = torch.empty_strided(shape, strides, dtype=_dtype(number), device="meta")
+        tensor = torch.empty_strided(shape, strides, dtype=_plain_dtype(number), device="meta")
         return _finish(tensor, _check_flags(flags))
 
     def quantized(

@@ -1,0 +1,1 @@
+"""Real processes under mixed load, while they, their broker and their network are mistreated at random."""

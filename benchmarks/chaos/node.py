@@ -1,0 +1,92 @@
+"""A worker of the chaos, or its broker, as a process of its own: told what to do by lines on its standard input.
+
+python -m benchmarks.chaos.node worker NAME BROKER KEY FOLDER BIND      lines: quiet, report, exit
+python -m benchmarks.chaos.node broker ADDRESS KEY first|next
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import zrpc
+from benchmarks.chaos.load import Load, open_run_log
+from zrpc.broker.server import BrokerServer
+from zrpc.protocol.membership import RegistryOptions
+from zrpc.runtime.context import current_agent
+from zrpc.transport.curve import load_key_file
+from zrpc.transport.router import ZmqTransport
+
+
+def say(what: dict[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(what), flush=True)
+
+
+def describe(load: Load) -> dict[str, Any]:
+    """Where this process stands."""
+    process = psutil.Process()
+    statistics = current_agent().statistics()
+    names = ("owner_rrefs", "user_rrefs", "forks", "pending_calls", "calls_served", "calls_made", "threads")
+    return {
+        **load.report(),
+        **{name: statistics[name] for name in names},
+        "table": repr(current_agent().references._table)[:6000],
+        "repeated": current_agent().callee._served.repeated,
+        "descriptors": process.num_fds(),
+        "memory": process.memory_info().rss,
+    }
+
+
+def be_worker(name: str, broker: str, key: str, folder: str, bind: str) -> int:
+    open_run_log(str(Path(folder) / f"ran-{name}-{os.getpid()}"))
+    options = zrpc.AgentOptions(init_timeout=60.0, rpc_timeout=8.0, bind=bind)
+    zrpc.init_rpc(name, broker=broker, key_file=key, options=options)
+    agent = current_agent()
+    load = Load(os.getpid())
+    load.start()
+    say({"up": name})
+
+    def obey() -> None:
+        for line in sys.stdin:
+            if line.strip() == "quiet":
+                load.stop()
+                gc.collect()
+                say({"quiet": name})
+            elif line.strip() == "report":
+                say({"report": describe(load)})
+            elif line.strip() == "exit":
+                break
+        agent.request_stop("it was told to exit")
+
+    threading.Thread(target=obey, daemon=True).start()
+    why = zrpc.serve()
+    fenced = agent.fenced
+    load.stop()
+    say({"ended": name, "why": why, "fenced": fenced, "wrong": load.wrong[:5], "hung": load.hung[:5], **load.report()})
+    zrpc.shutdown(graceful=fenced is None, timeout=10)
+    return 0
+
+
+def be_broker(address: str, key: str, which: str) -> int:
+    transport = ZmqTransport(load_key_file(key), "broker")
+    server = BrokerServer(transport, address, cluster="chaos", options=RegistryOptions(is_successor=which == "next"))
+    server.start()
+    say({"broker": server.address})
+    sys.stdin.read()
+    server.stop()
+    transport.close()
+    return 0
+
+
+if __name__ == "__main__":
+    role, *rest = sys.argv[1:]
+    raise SystemExit(be_worker(*rest) if role == "worker" else be_broker(*rest))
