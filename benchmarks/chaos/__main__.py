@@ -1,6 +1,7 @@
 """Twelve workers under mixed load, and everything that goes wrong in a cluster, at random, for some minutes.
 
     python -m benchmarks.chaos --minutes 2 [--workers 12] [--seed N] [--no-namespaces]
+    python -m benchmarks.chaos --calm --minutes 20 --workers 3      no faults: do memory and descriptors stay flat?
 
 Workers are killed and come again under their names, are stopped (SIGSTOP) and go on, are cut off; the broker is killed and
 comes again. In the end the faults stop, the load stops, and it is counted: calls and how they ended, calls that hung,
@@ -44,7 +45,8 @@ class Chaos:
         self.made: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
         self.problems: list[str] = []
-        self.warm: dict[int, dict[str, Any]] = {}
+        self.samples: list[dict[str, tuple[int, int]]] = []
+        self.is_calm = False
         self.later: list[tuple[float, Any]] = []
         self.broker: Node | None = None
         self.address = "tcp://127.0.0.1:0" if namespaces is None else f"tcp://{namespaces.host(0)}:0"
@@ -144,6 +146,26 @@ class Chaos:
         for _, what in due:
             what()
 
+    # ---------------------------------------------------------------------------------------------- calm
+
+    def sample(self) -> None:
+        """Note memory and descriptors of each worker."""
+        reports = self.ask()
+        self.samples.append({report["name"]: (report["memory"], report["descriptors"]) for report in reports})
+        served = sum(report["calls_served"] for report in reports)
+        memory = ", ".join(f"{report['memory'] / 2**20:.0f}" for report in reports)
+        print(f"{served:,} calls; memory {memory} MiB; descriptors {[r['descriptors'] for r in reports]}", flush=True)
+
+    def check_flat(self) -> None:
+        """Memory and descriptors of the last third of a calm run are those of the second."""
+        third = len(self.samples) // 3
+        for name in self.nodes:
+            for index, (what, most) in enumerate((("memory", 1.1), ("descriptors", 1.1))):
+                early = max(sample[name][index] for sample in self.samples[third : 2 * third])
+                late = max(sample[name][index] for sample in self.samples[2 * third :])
+                if late > early * most:
+                    self.problems.append(f"{name}: {what} grows from {early:,} to {late:,}")
+
     # --------------------------------------------------------------------------------------------- the run
 
     def run(self, minutes: float) -> None:
@@ -156,7 +178,10 @@ class Chaos:
             now = time.monotonic()
             self.do_what_is_due()
             self.keep_up()
-            if now >= next_fault:
+            if self.is_calm and now >= next_fault:
+                self.sample()
+                next_fault = now + min(30.0, minutes * 6)
+            elif now >= next_fault:
                 self.misbehave()
                 next_fault = now + self.chance.uniform(*PAUSE)
             time.sleep(0.1)
@@ -250,6 +275,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--no-namespaces", action="store_true", help="one network for all, without cuts")
+    parser.add_argument("--calm", action="store_true", help="no faults; memory and descriptors are looked at")
     given = parser.parse_args()
     namespaces = None
     if not given.no_namespaces:
@@ -261,7 +287,10 @@ def main() -> int:
     chaos = None
     try:
         chaos = Chaos(given.workers, given.seed, namespaces)
+        chaos.is_calm = given.calm
         chaos.run(given.minutes)
+        if given.calm and given.minutes >= 3:  # a shorter one is still warming up
+            chaos.check_flat()
         return chaos.conclude(chaos.settle(), given.minutes)
     finally:
         if chaos is not None:
