@@ -63,7 +63,7 @@ class Chaos:
     def start_broker(self, which: str = "next") -> None:
         command = [*self._command(0), *NODE, "broker", self.address, self.key, which]
         self.broker = Node("broker", 0, command, str(self.folder / "broker.log"))
-        said = self.broker.wait_for("broker", 60)
+        said = self.broker.wait_for("broker", 150)
         if said is None:
             self.problems.append("a broker did not start")
         else:
@@ -189,12 +189,13 @@ class Chaos:
 
     def settle(self) -> list[dict[str, Any]]:
         """No more faults: wait until all are up, stop the load, and until nothing is left of references."""
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
+        deadline = time.monotonic() + 150
+        quiet_since = time.monotonic()
+        while time.monotonic() < min(deadline, quiet_since + 30):  # who is fenced has ended, and is up again
+            if not all(node.is_alive() for node in self.nodes.values()):
+                quiet_since = time.monotonic()
             self.keep_up()
             time.sleep(1.0)
-            if time.monotonic() > deadline - 70 and all(node.is_alive() for node in self.nodes.values()):
-                break
         for node in self.nodes.values():
             node.tell("quiet")
         for node in self.nodes.values():

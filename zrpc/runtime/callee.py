@@ -170,9 +170,8 @@ class Callee:
                 is_new = self._served.accept((envelope.sender, envelope.sender_incarnation), envelope.message_id)
             if not is_new:
                 return  # the network has repeated it; the references in it belong to the first
-            self._admission.enter((envelope.sender, envelope.sender_incarnation))
+            self._admission.check_room(task.key[:2])
             if envelope.kind == Kind.REMOTE_CALL and not self._accept(task):
-                self._admission.leave((envelope.sender, envelope.sender_incarnation))
                 self._values.drop(envelope)
                 self._meter.dropped()
                 return
@@ -181,6 +180,7 @@ class Callee:
             self._answer_error(task, error)
             return
         self._tasks[task.key] = task
+        self._admission.enter(task.key[:2])
 
         def job() -> None:
             self._start(task)

@@ -20,10 +20,6 @@ CREATION_LATE = (
 """What torch says of a reference whose creation took longer than its timeout."""
 
 
-_HEAP_TYPE = 1 << 9
-"""Py_TPFLAGS_HEAPTYPE: a class made by a class statement."""
-
-
 class OwnedValue:
     """A value of this worker, or its coming to be; `origin` is what makes it."""
 
@@ -42,14 +38,3 @@ class OwnedValue:
         self.value, self.error, self.codec, self.is_done = value, error, codec, True
         waiters, self.waiters = self.waiters, []
         return waiters
-
-
-def again(error: BaseException) -> BaseException:
-    """The same exception, to be raised: one that is kept must not be, its traceback would keep what its frames hold."""
-    base: Any = type(error)
-    while base.__flags__ & _HEAP_TYPE:  # to the built-in class that decides what its instances look like
-        base = base.__base__
-    made: BaseException = base.__new__(type(error))
-    made.args = error.args
-    made.__dict__.update(vars(error))
-    return made

@@ -37,9 +37,9 @@ from zrpc.runtime.confirmations import Confirmations
 from zrpc.runtime.context import running
 from zrpc.runtime.control import ControlPost
 from zrpc.runtime.fetches import Answer, Fetch, Fetches
-from zrpc.runtime.handles import Calls, Reference
+from zrpc.runtime.handles import Calls, Reference, fresh
 from zrpc.runtime.identity import Identity
-from zrpc.runtime.owned import CREATION_LATE, OwnedValue, Waiter, again
+from zrpc.runtime.owned import CREATION_LATE, OwnedValue, Waiter
 from zrpc.runtime.peers import PeerBook
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.sites import Leftover, Site, made_here
@@ -238,7 +238,7 @@ class References:
             return
         error = self._creation_errors.get(fork_id)
         if error is not None:
-            raise again(error)
+            raise fresh(error)
         if self._is_closed:
             raise RRefMisuse(f"{reference} has been deleted. Cannot {use} after deletion.")
         if self._table.user_state(fork_id) in ("lost", "deleted"):

@@ -30,7 +30,7 @@ def wait_for_value(references: References, rref_id: RRefId, timeout: float, cloc
         if owned is None:
             raise RRefLost(str(rref_id), references.identity.info.name, "it has been released")
     if owned.error is not None:
-        raise owned.error
+        raise fresh(owned.error)
     return owned.value
 
 
