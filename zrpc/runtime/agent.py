@@ -45,7 +45,7 @@ from zrpc.protocol.effects import (
 )
 from zrpc.runtime.admission import Admission
 from zrpc.runtime.askers import LocalAsker, RouteAsker
-from zrpc.runtime.callee import Asker, Callee
+from zrpc.runtime.callee import Callee
 from zrpc.runtime.caller import Caller
 from zrpc.runtime.context import running
 from zrpc.runtime.directory import ClusterClient, MemberDirectory
@@ -64,6 +64,7 @@ from zrpc.runtime.references import References
 from zrpc.runtime.remotes import Handle, Remotes
 from zrpc.runtime.retrying import Retrying
 from zrpc.runtime.scopes import trace_place
+from zrpc.runtime.tasks import Asker
 from zrpc.runtime.values import Values
 from zrpc.runtime.vigil import Vigil
 from zrpc.runtime.watch import MembershipWatch

@@ -11,20 +11,18 @@ it. Only a call whose deadline has passed before it starts is dropped without an
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from zrpc.clock import Clock, monotonic, perf_ns
 from zrpc.errors import Cancelled, FrameError, Unavailable, UnknownFunction
-from zrpc.ids import GloballyUniqueId
 from zrpc.protocol.served import Served
 from zrpc.runtime.admission import Admission
 from zrpc.runtime.callables import ASYNC_ATTRIBUTE
@@ -38,13 +36,12 @@ from zrpc.runtime.profiling import Recordings, attach_profile, is_asked, run_rec
 from zrpc.runtime.progress import describe_calls, describe_tasks
 from zrpc.runtime.recording import Recorder, recorder
 from zrpc.runtime.references import References
-from zrpc.runtime.scopes import Scope
+from zrpc.runtime.tasks import Asker, Task, as_runtime_error, import_function, print_traceback
 from zrpc.runtime.values import Values, forks_of
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
-from zrpc.serialization.script import ScriptError
 from zrpc.telemetry.metrics import CallMeter
-from zrpc.telemetry.trace import RAN, READ, STARTED, THREAD, Tracer, place_of
+from zrpc.telemetry.trace import RAN, READ, STARTED, THREAD, Tracer
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, size_of
 from zrpc.wire.limits import Limits
 
@@ -52,69 +49,6 @@ if TYPE_CHECKING:
     from zrpc.runtime.draining import Draining
 
 logger = logging.getLogger(__name__)
-
-
-class Asker(Protocol):
-    """The way back to whoever sent a message."""
-
-    def answer(self, frames: Any) -> None:
-        """Send frames back. Raises `Unavailable` when there is nobody any more."""
-
-
-class Task(Scope):
-    """A call that is being served."""
-
-    __slots__ = (
-        "arrived",
-        "arrived_ns",
-        "asker",
-        "began",
-        "envelope",
-        "func",
-        "has_started",
-        "is_async",
-        "key",
-        "recorder",
-        "size",
-        "thread",
-    )
-
-    def __init__(self, asker: Asker, envelope: Envelope, func: Callable[..., Any] | None, now: float) -> None:
-        super().__init__(now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None)
-        self.arrived_ns = perf_ns()
-        self.asker = asker
-        self.envelope = envelope
-        self.func = func
-        self.key = envelope.sender, envelope.sender_incarnation, envelope.message_id
-        self.has_started = False
-        self.arrived = now
-        self.began = 0.0
-        self.thread = 0
-        self.is_async = bool(envelope.extra and envelope.extra.get(Extra.ASYNC))
-        self.size = envelope.nbytes()
-        self.recorder: Recorder | None = None
-
-    @property
-    def function(self) -> str:
-        """Its name."""
-        return self.envelope.function or "?"
-
-    @property
-    def value(self) -> tuple[int, int] | None:
-        """The ids of the remote value that the call creates."""
-        rref = self.envelope.rref
-        return None if rref is None else (rref[0], rref[1])
-
-    @property
-    def trace(self) -> str | None:
-        """Where calls that the function makes belong in a trace."""
-        return place_of(self.envelope)
-
-    @property
-    def rref_id(self) -> GloballyUniqueId | None:
-        """The remote value that the call creates, if it is one that does."""
-        rref = self.envelope.rref
-        return None if rref is None else GloballyUniqueId(rref[0], rref[1])
 
 
 class Callee:
@@ -401,9 +335,9 @@ class Callee:
                 value = func(*args, **kwargs)
         except BaseException as error:  # whatever a user function raises belongs to its caller
             if task.envelope.codec != Codec.PYTHON:
-                error = _as_runtime_error(error)
+                error = as_runtime_error(error)
             elif not task.is_cancelled:
-                _print_traceback(error)
+                print_traceback(error)
             self._finish(task, None, error)
             return
         finally:
@@ -540,31 +474,3 @@ class Callee:
             self._values.take_back(
                 reply, (request.sender, request.sender_incarnation)
             )  # the caller is gone, and its error with it
-
-
-def _as_runtime_error(error: BaseException) -> BaseException:
-    """What an operator or a TorchScript function raised, as torch's callers expect it: a RuntimeError."""
-    if isinstance(error, RuntimeError):
-        return error
-    text = str(error) if isinstance(error, torch.jit.Error) else f"{type(error).__name__}: {error}"
-    return ScriptError(text).with_traceback(error.__traceback__)
-
-
-def _print_traceback(error: BaseException) -> None:
-    """Show on this worker what a function raised. The caller's answer never depends on it: stderr may be closed."""
-    with contextlib.suppress(BaseException):  # the exception's own methods may raise anything too
-        print("".join(traceback.format_exception(error)), file=sys.stderr)
-
-
-def import_function(name: str) -> Callable[..., Any]:
-    """The Python function module:qualified.name. Raises `UnknownFunction`."""
-    module_name, _, path = name.partition(":")
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UnknownFunction(f"there is no function {name!r} on this worker: {error}") from None
-    if not callable(found):
-        raise UnknownFunction(f"{name!r} is a {type(found).__name__} on this worker, not a function")
-    return found  # type: ignore[no-any-return]
