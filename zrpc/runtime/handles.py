@@ -5,7 +5,7 @@ One rule: a handle holds its place in the table from when it is made until it is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 Handle = tuple[RRefId, ForkId | None, Life]
 """What the handle of a reference is made of; the fork id is None at the owner."""
-
-_HEAP_TYPE: Final = 1 << 9
-"""Py_TPFLAGS_HEAPTYPE: a class that Python code has made."""
 
 
 class Calls(Protocol):
@@ -93,22 +90,3 @@ class Reference:
     def __del__(self) -> None:
         if getattr(self, "_is_held", False):
             self._book.discard(self.rref_id, self.fork_id)
-
-
-def fresh(error: BaseException) -> BaseException:
-    """A copy of an error that is kept, to raise. What is raised holds the frames that it passed, and what is in them: kept,
-    it would keep the reference that it is about."""
-    cls = type(error)
-    try:
-        base: Any = cls
-        while base.__flags__ & _HEAP_TYPE:  # its __init__ may take something else: to the class that Python made
-            base = base.__base__
-        made: BaseException = base.__new__(cls)
-        made.args = error.args
-        made.__dict__.update(error.__dict__)
-        if str(made) != str(error):
-            return error
-    except Exception:  # a class that can only be made in its own way
-        return error
-    made.__cause__ = error.__cause__
-    return made
