@@ -10,7 +10,7 @@ import torch
 
 from zrpc.clock import monotonic
 from zrpc.errors import CallTimeout, RRefLost, Unavailable
-from zrpc.runtime.handles import fresh
+from zrpc.runtime.owned import fresh
 from zrpc.testing import FaultPlan, LocalCluster
 from zrpc.transport.base import RouteGone
 from zrpc.wire.envelope import Kind
