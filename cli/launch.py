@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from zrpc.config.loader import load_config
-from zrpc.launch.brokerage import start_broker
+from zrpc.launch.brokerprocess import start_broker_process
 from zrpc.launch.exits import epilog
 from zrpc.launch.launcher import Launcher, Presentation
 
@@ -46,4 +46,4 @@ def launch(
     """
     loaded = load_config(config, overrides)
     show = Presentation(sys.stdout, quiet, verbose)
-    ctx.exit(Launcher(loaded, start_broker, show=show, run_dir=run_dir, trace=trace).run())
+    ctx.exit(Launcher(loaded, start_broker_process, show=show, run_dir=run_dir, trace=trace).run())

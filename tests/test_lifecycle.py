@@ -14,6 +14,7 @@ import zrpc
 from zrpc.broker.server import BrokerServer
 from zrpc.clock import monotonic
 from zrpc.errors import GroupTimeout
+from zrpc.lifecycle import run_main
 from zrpc.runtime.context import current_agent
 from zrpc.transport.curve import new_keyring, write_key_file
 from zrpc.transport.router import ZmqTransport
@@ -98,3 +99,51 @@ def test_a_request_of_the_broker_drains_too(broker: BrokerServer) -> None:
     broker.request_stop(["me"], "enough")
     assert zrpc.serve(timeout=LONG) == "enough"
     assert current_agent().leaving.why == "enough"
+
+
+def test_a_checkpoint_is_saved_once_before_draining(broker: BrokerServer) -> None:
+    states: list[str | None] = []
+    assert not zrpc.on_checkpoint(lambda: states.append(current_agent().leaving.why), lambda: states.append("restored"))
+    broker.request_stop(["me"], "enough")
+    assert zrpc.serve(timeout=LONG) == "enough"
+    current_agent().leaving.save()
+    assert states == [None]
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_logged(broker: BrokerServer, caplog: pytest.LogCaptureFixture) -> None:
+    saved = []
+
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    zrpc.on_checkpoint(fail)
+    zrpc.on_checkpoint(lambda: saved.append(1))
+    current_agent().leaving.save()
+    assert "the disk is full" in caplog.text
+    assert saved == [1]
+
+
+def test_a_process_that_was_started_again_restores(broker: BrokerServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert zrpc.restart_count() == 0
+    monkeypatch.setenv("ZRPC_RESTART", "2")
+    restored: list[int] = []
+    assert zrpc.on_checkpoint(lambda: None, lambda: restored.append(zrpc.restart_count()))
+    assert restored == [2]
+
+
+def test_a_signal_ends_a_main_function_and_its_checkpoint_is_saved(broker: BrokerServer) -> None:
+    saved: list[str] = []
+    zrpc.on_checkpoint(lambda: saved.append(zrpc.stop_requested()))
+    sender = send_when_serving(signal.SIGTERM)
+
+    def work(seconds: float) -> None:
+        sender.start()
+        threading.Event().wait(seconds)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        run_main(work, {"seconds": LONG})
+    sender.join()
+    signal.signal(signal.SIGTERM, handler)
+    assert (ended.value.code, saved) == (143, ["SIGTERM came"])
+    assert run_main(lambda x: x + 1, {"x": 1}) == 2

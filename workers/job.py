@@ -13,6 +13,7 @@ import os
 
 import zrpc
 from zrpc.launch.entries import load_entry, parse_arguments, run_program, wait_at_gate
+from zrpc.lifecycle import run_main
 from zrpc.tracing import trace_if_told
 
 GATE_TIMEOUT = 24 * 3600.0
@@ -32,7 +33,7 @@ def main() -> int:
     failed = True
     try:
         with trace_if_told(os.environ):
-            result = entry(**arguments)
+            result = run_main(entry, arguments)
         failed = bool(result)
     finally:
         zrpc.shutdown(graceful=not failed)

@@ -11,7 +11,7 @@ import argparse
 
 import zrpc
 from zrpc.launch.entries import load_entry, load_modules, parse_arguments, run_program
-from zrpc.launch.serving import serve_to_the_end
+from zrpc.launch.serving import run_entry, serve_to_the_end
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     arguments = parse_arguments(given.args)
     zrpc.init_rpc()
     if entry is not None:
-        entry(**arguments)
+        run_entry(entry, arguments)
     return serve_to_the_end()
 
 

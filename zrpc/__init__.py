@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from zrpc.backend_options import RpcBackendOptions, TensorPipeRpcBackendOptions
     from zrpc.backend_registry import BackendType
     from zrpc.ids import WorkerInfo
-    from zrpc.lifecycle import on_membership, serve, stop_requested, wait_for
+    from zrpc.lifecycle import on_checkpoint, on_membership, restart_count, serve, stop_requested, wait_for
     from zrpc.operators import register_operators
     from zrpc.options import AgentOptions
     from zrpc.rref import RRef
@@ -64,11 +64,13 @@ __all__ = [
     "init_rpc",
     "is_available",
     "nn",
+    "on_checkpoint",
     "on_membership",
     "optim",
     "register_operators",
     "register_script",
     "remote",
+    "restart_count",
     "rpc_async",
     "rpc_sync",
     "serve",
@@ -94,7 +96,9 @@ _HOMES = {
     "check_cancelled": "runtime.scopes",
     "collect_all": "runtime.futures",
     "is_available": "version",
+    "on_checkpoint": "lifecycle",
     "on_membership": "lifecycle",
+    "restart_count": "lifecycle",
     "register_operators": "operators",
     "serve": "lifecycle",
     "stop_requested": "lifecycle",

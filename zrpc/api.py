@@ -345,7 +345,7 @@ def shutdown(graceful: bool = True, timeout: float = 0) -> None:
 def _end(agent: Agent, graceful: bool) -> None:
     remove_agent(agent)
     let_torch_forget()
-    agent.close("this worker has shut down")
+    agent.close(agent.stop_reason or "this worker has shut down")
     for end in agent.at_end:
         end(graceful)
 

@@ -47,6 +47,7 @@ sentence from them: what failed, on which worker, why, and what to do next.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable
 
 
@@ -227,11 +228,14 @@ class WorkerDraining(Unavailable):
 class RRefLost(Unavailable):
     """The owner of the reference is gone, and the value with it."""
 
-    def __init__(self, rref: str, owner: str, why: str) -> None:
+    def __init__(self, rref: str, owner: str, why: str, when: float | None = None) -> None:
         self.rref = rref
         self.owner = owner
         self.why = why
-        super().__init__(f"the value of {rref} is lost with its owner {owner!r}: {why}. Create it again.")
+        self.when = when
+        """When this worker heard of it, in seconds since 1970; None when that is not known."""
+        at = "" if when is None else f" (at {datetime.datetime.fromtimestamp(when):%H:%M:%S})"
+        super().__init__(f"the value of {rref} is lost with its owner {owner!r}: {why}{at}. Create it again.")
 
 
 # -------------------------------------------------------------------------------------------- refused

@@ -2,6 +2,7 @@
 
 One rule: assembly only, as in `zrpc.api`; what is decided here is which signal means what.
 
+    before both                      the program's checkpoint is saved
     SIGTERM, SIGINT, `zrpc stop`     drain: finish the calls that run here, refuse new ones, then `serve` returns
     a second signal                  `serve` returns now
 """
@@ -9,10 +10,12 @@ One rule: assembly only, as in `zrpc.api`; what is decided here is which signal 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
+from typing import Any
 
 from zrpc.clock import deadline_after, monotonic
 from zrpc.ids import WorkerInfo
@@ -52,6 +55,43 @@ def wait_for(
     return [WorkerInfo(member.name, member.id) for member in found]
 
 
+def restart_count() -> int:
+    """How often this process's name was started before by its launcher; 0 for a first start, and without a launcher."""
+    text = os.environ.get("ZRPC_RESTART", "")
+    return int(text) if text.isdecimal() else 0
+
+
+def on_checkpoint(save: Callable[[], object], restore: Callable[[], object] | None = None) -> bool:
+    """Have `save` called before this worker leaves because it was told to, and `restore` now if it was started again.
+
+    `save` runs once, on the main thread, before new calls are refused: in `serve`, and in an entry or a job that a launcher
+    runs when SIGTERM ends it. What it raises is logged. A process that is killed saves nothing: call `save` yourself
+    as often as work may be lost. Returns whether `restore` was called (`restart_count() > 0`).
+    """
+    current_agent("on_checkpoint").leaving.savers.append(save)
+    if restore is None or not restart_count():
+        return False
+    restore()
+    return True
+
+
+def run_main(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Run the function that a worker or a job is for. SIGTERM or SIGINT ends it by `SystemExit`, raised inside of it, and
+    then its checkpoint is saved; a second signal ends the process at once."""
+    agent = current_agent("run_main")
+    try:
+        with _signals_heeded(agent, _leave):
+            return function(**arguments)
+    finally:
+        if agent.stop_reason:
+            agent.leaving.save()
+
+
+def _leave(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
+
+
 def stop_requested() -> str:
     """Why this worker is to stop ('SIGTERM came', 'zrpc stop'), '' when it is not. For loops that have no `serve`."""
     return current_agent("stop_requested").stop_reason
@@ -70,14 +110,16 @@ def serve(timeout: float | None = None) -> str:
         if not agent.stop_requested.wait(timeout):
             return ""
         if agent.fenced is None:
+            agent.leaving.save()
             agent.leaving.begin(agent.stop_reason)
             agent.leaving.wait(deadline_after(agent.options.drain_timeout, monotonic()))
     return agent.stop_reason
 
 
 @contextlib.contextmanager
-def _signals_heeded(agent: Agent) -> Iterator[None]:
-    """The first signal asks the agent to stop, the second hurries it. Python allows it in the main thread only."""
+def _signals_heeded(agent: Agent, then: Callable[[int], None] | None = None) -> Iterator[None]:
+    """The first signal asks the agent to stop, the second hurries it; `then` is called after each. Python allows it in the
+    main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -86,6 +128,8 @@ def _signals_heeded(agent: Agent) -> Iterator[None]:
         if agent.stop_requested.is_set():
             agent.leaving.hurry()
         agent.request_stop(f"{signal.Signals(number).name} came")
+        if then is not None:
+            then(number)
 
     previous = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     try:

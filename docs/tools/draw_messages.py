@@ -101,6 +101,7 @@ KINDS: Mapping[Kind, tuple[str, str, str]] = {
     Kind.QUERY: ("tool to broker", "Query", "ANSWER"),
     Kind.ANSWER: ("broker to tool; worker to who asked", "Answer; a msgpack map", ""),
     Kind.INSPECT: ("tool or worker to worker", "a msgpack map, see [Questions](#questions-to-a-worker)", "ANSWER"),
+    Kind.SCALE: ("tool to broker", "Scale", "ANSWER"),
     Kind.BATCH: ("", "", "reserved for several messages in one"),
 }
 

@@ -38,9 +38,10 @@ KEYS: Mapping[str, str] = {
     "Program.env": "Further environment variables.",
     "Program.options": "Options that differ from the cluster's.",
     "Restart.max_backoff": "The longest wait.",
-    "Restart.policy": "`restart: on-failure` is short for a map with this key.",
+    "Restart.policy": "`on-failure`: after a crash or an exit code other than 0; `always`: of workers also after an "
+    "orderly end. `restart: on-failure` is short for a map with this key.",
     "Role.count": "How many workers.",
-    "Role.restart": "When a worker that failed is started again.",
+    "Program.restart": "When the process is started again after its end.",
     "Role.start_timeout": "From the start of a process until it must have joined.",
 }
 """Meanings that the code does not say where the key is, or says otherwise for other readers."""

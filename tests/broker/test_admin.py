@@ -10,8 +10,8 @@ from cluster import KEYRING, LONG, running
 
 from zrpc.broker.admin import AdminClient
 from zrpc.clock import monotonic
-from zrpc.errors import BrokerUnreachable, CallTimeout, RemoteFault, UnknownWorker
-from zrpc.protocol.effects import StopRequested
+from zrpc.errors import BrokerUnreachable, CallTimeout, Refused, RemoteFault, UnknownWorker
+from zrpc.protocol.effects import MemberGone, MemberUp, ScaleRequested, StopRequested
 from zrpc.transport.base import Listener, Transport
 from zrpc.transport.poller import Poller
 from zrpc.wire.envelope import Codec, Envelope, Kind, pack, unpack
@@ -117,3 +117,28 @@ def test_a_worker_that_does_not_answer_is_a_timeout() -> None:
         admin = AdminClient(cluster.address, transport=cluster.transport("member"))
         with pytest.raises(CallTimeout, match=r"inspect ping on worker 'memory://w'.*nobody listens there"):
             admin.inspect("memory://w", {"what": "ping"}, 0.05)
+
+
+@BOTH
+def test_events_are_numbered_and_asked_for_from_a_number_on(kind: str) -> None:
+    with running(kind) as cluster:
+        cluster.driver("a", role="shard").join()
+        cluster.wait_for_news(MemberUp)
+        admin = AdminClient(cluster.address, transport=cluster.transport("member"))
+        began, joined = admin.events(timeout=LONG)
+        assert (began["kind"], began["name"], joined["kind"], joined["name"]) == ("began", "test", "joined", "a")
+        assert admin.events(joined["number"], LONG) == []
+        cluster.driver("b").join().leave()
+        cluster.wait_for_news(MemberGone)
+        assert [event["kind"] for event in admin.events(joined["number"], LONG)] == ["joined", "left"]
+
+
+def test_who_scales_is_heard_if_somebody_can_do_it() -> None:
+    with running("memory") as cluster:
+        assert cluster.broker is not None
+        admin = AdminClient(cluster.address, transport=cluster.transport("member"))
+        with pytest.raises(Refused, match="no role 'shard' that can be scaled; there are none: no launcher"):
+            admin.scale("shard", 3, LONG)
+        cluster.broker._registry.scalable = frozenset(["shard"])
+        admin.scale("shard", 3, LONG)
+        assert cluster.wait_for_news(ScaleRequested) == ScaleRequested("shard", 3)

@@ -69,10 +69,13 @@ BAD = [
     ("roles:\n  a b: {}", ["c.yaml:2: roles.a b: expected a name as key: Worker name must match"]),
     ("job: {name: x}", ["c.yaml:1: job.entry: is missing; expected an entry as 'module:function'"]),
     ("job: {entry: main}", ["c.yaml:1: job.entry: expected an entry as 'module:function'"]),
-    ("roles: {s: {restart: often}}", ["c.yaml:1: roles.s.restart: expected never, on-failure or a map, found 'often'"]),
+    (
+        "roles: {s: {restart: often}}",
+        ["c.yaml:1: roles.s.restart: expected never, on-failure, always or a map, found 'often'"],
+    ),
     (
         "roles: {s: {restart: {policy: often}}}",
-        ["c.yaml:1: roles.s.restart.policy: expected never or on-failure, found 'often'"],
+        ["c.yaml:1: roles.s.restart.policy: expected never, on-failure or always, found 'often'"],
     ),
     ("roles: {s: {options: {codecs: [jit]}}}", ["c.yaml:1: roles.s.options.codecs[0]: expected one of script, python"]),
     ("roles: {s: {stop_timeout: -1}}", ["c.yaml:1: roles.s.stop_timeout: expected seconds, 0 or more, found -1"]),

@@ -11,8 +11,9 @@ import pytest
 from zrpc.config.loader import parse_config
 from zrpc.config.schema import Loaded
 from zrpc.errors import ConfigError
-from zrpc.launch.launcher import Broker, BrokerRequest, Launcher, Presentation
+from zrpc.launch.launcher import Launcher, Presentation
 from zrpc.launch.processes import Program
+from zrpc.launch.request import Broker, BrokerRequest
 from zrpc.transport.curve import load_key_file
 
 TEXT = "roles: {w: {}}\njob: {entry: 'a:b'}\n"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from zrpc.errors import InvalidTransition
+from zrpc.errors import ConfigError, InvalidTransition
 from zrpc.launch.events import (
     Begin,
     Blame,
@@ -19,7 +19,9 @@ from zrpc.launch.events import (
     Kill,
     Note,
     Release,
+    Remark,
     RestartPolicy,
+    ScaleAsked,
     Spawn,
     SpawnFailed,
     StopAsked,
@@ -32,7 +34,9 @@ RETRY = RestartPolicy(on_failure=True, backoff=1, max_backoff=3, max_restarts=2)
 A = Charge("a", start_timeout=10, stop_timeout=5)
 B = Charge("b", start_timeout=10, stop_timeout=5)
 R = Charge("a", start_timeout=10, stop_timeout=5, restart=RETRY)
+ALWAYS = Charge("a", start_timeout=10, stop_timeout=5, restart=RestartPolicy(True, True, 1, 3, 2))
 JOB = Charge("job", is_job=True, stop_timeout=4)
+AGAIN = Charge("job", is_job=True, stop_timeout=4, restart=RETRY)
 SHORT_JOB = Charge("job", is_job=True, stop_timeout=4, timeout=20)
 
 Step = tuple[float, Event | None, list[Effect]]
@@ -149,10 +153,10 @@ HISTORIES: dict[str, tuple[Sequence[Charge], list[Step]]] = {
             (1, Joined("a"), []),
             (2, Exited("a", 3), [Blame("a", "ended with exit code 3")]),
             (2.5, None, []),
-            (3, None, [Spawn("a")]),
+            (3, None, [Spawn("a", 1)]),
             (4, Exited("a", 3), [Blame("a", "ended with exit code 3")]),
             (5, None, []),
-            (6, None, [Spawn("a")]),
+            (6, None, [Spawn("a", 2)]),
             (7, Joined("a"), []),
             (8, Exited("a", 3), [Blame("a", "ended with exit code 3, after 2 restarts"), Finish(3)]),
         ],
@@ -162,12 +166,12 @@ HISTORIES: dict[str, tuple[Sequence[Charge], list[Step]]] = {
         [
             (0, Begin(), [Spawn("a")]),
             (1, Exited("a", 3), [Blame("a", "ended with exit code 3")]),
-            (2, None, [Spawn("a")]),
+            (2, None, [Spawn("a", 1)]),
             (3, Exited("a", 3), [Blame("a", "ended with exit code 3")]),
-            (5, None, [Spawn("a")]),
+            (5, None, [Spawn("a", 2)]),
             (6, Joined("a"), []),
             (66, Exited("a", 3), [Blame("a", "ended with exit code 3")]),
-            (67, None, [Spawn("a")]),
+            (67, None, [Spawn("a", 3)]),
         ],
     ),
     "stopped while a worker waits for its restart": (
@@ -250,6 +254,35 @@ HISTORIES: dict[str, tuple[Sequence[Charge], list[Step]]] = {
             (5, Exited("job", -9), []),
         ],
     ),
+    "a worker that is always to run is started again after an orderly end": (
+        [ALWAYS],
+        [
+            (0, Begin(), [Spawn("a")]),
+            (1, Joined("a"), []),
+            (2, Exited("a", 0), []),
+            (3, None, [Spawn("a", 1)]),
+        ],
+    ),
+    "the job is started again, and let go at once": (
+        [A, AGAIN],
+        [
+            (0, Begin(), [Spawn("a"), Spawn("job")]),
+            (1, Joined("a"), [Release("job")]),
+            (2, Exited("job", -9), [Blame("job", "was killed by SIGKILL")]),
+            (3, None, [Spawn("job", 1), Release("job")]),
+            (4, Exited("job", 0), [Terminate("a")]),
+            (5, Exited("a", 0), [Finish(0)]),
+        ],
+    ),
+    "the job is started again while the cluster forms, and waits as before": (
+        [A, AGAIN],
+        [
+            (0, Begin(), [Spawn("a"), Spawn("job")]),
+            (1, Exited("job", 1), [Blame("job", "ended with exit code 1")]),
+            (2, None, [Spawn("job", 1)]),
+            (3, Joined("a"), [Release("job")]),
+        ],
+    ),
     "strangers may join": ([A], [(0, Begin(), [Spawn("a")]), (1, Joined("x"), []), (1, Joined("a"), [])]),
 }
 
@@ -290,3 +323,91 @@ def test_events_out_of_turn_are_errors() -> None:
         supervisor.handle(Begin(), 0)
     assert repr(supervisor) == "<Supervisor forming a=starting>"
     assert supervisor.statistics().states == {"a": "starting"}
+
+
+# ------------------------------------------------------------------------------------------------ scaling
+
+
+def shard(index: int) -> Charge:
+    return Charge(f"shard-{index}", start_timeout=10, stop_timeout=5, restart=RETRY, role="shard", index=index)
+
+
+class Fleet:
+    """A supervisor with some shards that are up, and what it has done since."""
+
+    def __init__(self, count: int = 2) -> None:
+        self.now = 0.0
+        self.supervisor = Supervisor([shard(index) for index in range(count)], self.recruit)
+        self.handle(Begin())
+        for index in range(count):
+            self.handle(Joined(f"shard-{index}"))
+
+    def recruit(self, role: str, index: int) -> Charge:
+        if role != "shard":
+            raise ConfigError("roles", [f"there is no {role}"])
+        return shard(index)
+
+    def handle(self, event: Event | None) -> list[Effect]:
+        self.now += 1
+        done = self.supervisor.tick(self.now) if event is None else self.supervisor.handle(event, self.now)
+        return [effect for effect in done if not isinstance(effect, Note)]
+
+    def states(self) -> dict[str, str]:
+        return self.supervisor.statistics().states
+
+
+def test_a_role_grows_and_its_new_workers_are_watched_like_the_others() -> None:
+    fleet = Fleet()
+    assert fleet.handle(ScaleAsked("shard", 4)) == [Spawn("shard-2"), Spawn("shard-3")]
+    fleet.handle(Joined("shard-2"))
+    assert fleet.states() == {"shard-0": "up", "shard-1": "up", "shard-2": "up", "shard-3": "starting"}
+    assert fleet.handle(Exited("shard-2", -9)) == [Blame("shard-2", "was killed by SIGKILL")]
+    assert fleet.handle(None) == [Spawn("shard-2", 1)]
+
+
+def test_a_role_shrinks_from_its_end_and_who_has_left_is_forgotten() -> None:
+    fleet = Fleet(3)
+    assert fleet.handle(ScaleAsked("shard", 1)) == [Terminate("shard-1"), Terminate("shard-2")]
+    assert fleet.handle(Exited("shard-2", 0)) == []
+    assert fleet.states() == {"shard-0": "up", "shard-1": "retiring"}
+    fleet.now += 4
+    assert fleet.handle(None) == [Kill("shard-1")]
+    assert fleet.handle(Exited("shard-1", -9)) == []
+    assert fleet.states() == {"shard-0": "up"}
+    assert fleet.handle(ScaleAsked("shard", 2)) == [Spawn("shard-1")]
+
+
+def test_nobody_is_started_under_a_name_whose_holder_is_still_leaving() -> None:
+    fleet = Fleet(2)
+    assert fleet.handle(ScaleAsked("shard", 1)) == [Terminate("shard-1")]
+    assert fleet.handle(ScaleAsked("shard", 2)) == [Spawn("shard-2")]
+
+
+def test_a_role_may_have_no_workers_and_the_cluster_goes_on() -> None:
+    fleet = Fleet(1)
+    assert fleet.handle(ScaleAsked("shard", 0)) == [Terminate("shard-0")]
+    assert fleet.handle(Exited("shard-0", 0)) == []
+    assert not fleet.supervisor.is_finished
+    assert fleet.handle(ScaleAsked("shard", 1)) == [Spawn("shard-0")]
+
+
+def test_a_worker_that_waits_for_its_restart_is_let_go_without_a_signal() -> None:
+    fleet = Fleet(2)
+    fleet.handle(Exited("shard-1", 1))
+    assert fleet.handle(ScaleAsked("shard", 1)) == []
+    assert fleet.states() == {"shard-0": "up"}
+
+
+def test_what_cannot_be_scaled_is_said_and_changes_nothing() -> None:
+    fleet = Fleet(1)
+    (_, said) = fleet.supervisor.handle(ScaleAsked("other", 1), 9)
+    assert said == Note("role other cannot have more: roles: there is no other")
+    fixed = Supervisor([A])
+    fixed.handle(Begin(), 0)
+    (said,) = fixed.handle(ScaleAsked("a", 3), 1)
+    assert said == Note("3 workers of role a were asked for, which cannot be now")
+
+
+def test_a_remark_is_shown() -> None:
+    fleet = Fleet(1)
+    assert fleet.supervisor.handle(Remark("the broker is back"), 9) == [Note("the broker is back")]

@@ -7,6 +7,7 @@ from member_world import EPOCH_MS, World, hello
 
 from zrpc.errors import InvalidName, InvalidTransition, JoinRefused, NameTaken, StaleIncarnation
 from zrpc.protocol.effects import (
+    Announce,
     Arrival,
     Departure,
     Drain,
@@ -18,6 +19,7 @@ from zrpc.protocol.effects import (
     MemberDraining,
     MemberGone,
     MemberUp,
+    PeerRefused,
     RouteLoss,
     Send,
     StopDemand,
@@ -190,7 +192,7 @@ def test_the_same_hello_gets_the_same_answer() -> None:
 def test_one_connection_has_one_name() -> None:
     registry = Registry("c", EPOCH_MS, 0.0)
     registry.handle(Arrival(hello("a", nonce=5), b"r"), 0.0)
-    (effect,) = registry.handle(Arrival(hello("b", nonce=6), b"r"), 0.0)
+    _, effect = registry.handle(Arrival(hello("b", nonce=6), b"r"), 0.0)
     assert isinstance(effect, Send)
     assert isinstance(effect.message, Refusal)
     assert "that of worker 'a'" in effect.message.message
@@ -383,7 +385,9 @@ def test_of_two_that_return_under_one_name_the_newer_life_stays() -> None:
 def test_a_returning_member_whose_id_another_has_is_fenced() -> None:
     registry = Registry("c", EPOCH_MS, 0.0)
     registry.handle(Arrival(hello("new", nonce=1), b"1"), 0.0)
-    (effect,) = registry.handle(Arrival(hello("old", nonce=2, id=0, incarnation=5), b"2", 0, 5), 0.0)
+    news, effect = registry.handle(Arrival(hello("old", nonce=2, id=0, incarnation=5), b"2", 0, 5), 0.0)
+    assert isinstance(news, Announce)
+    assert isinstance(news.news, PeerRefused)
     assert isinstance(effect, Send)
     assert isinstance(effect.message, Refusal)
     assert "the id 0 of worker 'old' has another worker now" in effect.message.message

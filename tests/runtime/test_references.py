@@ -319,3 +319,21 @@ def test_a_fetch_of_a_value_that_nobody_knows_leaves_nothing(cluster: LocalClust
         a.caller.request_sync(a.peers.find("b"), Kind.RREF_FETCH, "fetching", unknown, 0.05)
     assert eventually(lambda: references_left(cluster) == 0)
     assert b.references._values == {}
+
+
+def test_a_lost_value_says_when_and_why() -> None:
+    with LocalCluster(["a", "b"]) as cluster:
+        before = wall()
+        reference = cluster["a"].remote("b", torch.add, (torch.ones(1), 1))
+        assert reference.to_here().item() == 2
+        gone = threading.Event()
+        cluster["a"].agent.watch.register(lambda event: gone.set(), present=False)
+        cluster.kill("b")
+        assert gone.wait(20)
+        cluster.start("b")  # another life of the name does not have the value
+        with pytest.raises(
+            RRefLost, match=r"lost with its owner 'b': its connection closed \(at \d\d:\d\d:\d\d\)"
+        ) as lost:
+            reference.to_here()
+        assert lost.value.when is not None
+        assert before <= lost.value.when <= wall()

@@ -14,7 +14,7 @@ import msgpack
 
 from zrpc.broker.client import CLIENT_LIMITS, WHY_SILENT
 from zrpc.clock import Clock, monotonic, time_left
-from zrpc.errors import BrokerUnreachable, CallTimeout, FrameError, RemoteFault, UnknownWorker
+from zrpc.errors import BrokerUnreachable, CallTimeout, FrameError, Refused, RemoteFault, UnknownWorker
 from zrpc.ids import NO_ID
 from zrpc.transport.base import Link, Transport
 from zrpc.transport.curve import Keyring
@@ -22,7 +22,7 @@ from zrpc.transport.poller import Poller
 from zrpc.transport.router import ZmqTransport
 from zrpc.wire.envelope import Codec, Envelope, Kind, pack, unpack
 from zrpc.wire.fields import unpack_map
-from zrpc.wire.messages import TO_MEMBER, Answer, Message, Query, Refusal, Stop, read, seal
+from zrpc.wire.messages import TO_MEMBER, Answer, Message, Query, Refusal, Scale, Stop, read, seal
 
 
 class _Events:
@@ -86,6 +86,22 @@ class AdminClient:
         if answer.get("unknown"):
             raise UnknownWorker(answer["unknown"][0], [m["name"] for m in self.status(timeout)["members"]])
         return list(answer.get("stopping", ()))
+
+    def events(self, since: int = 0, timeout: float = 5.0) -> list[dict[str, Any]]:
+        """What has happened, oldest first: entries with numbers above `since` (see `zrpc.protocol.chronicle`).
+
+        Raises `BrokerUnreachable` when there is no answer within `timeout` seconds.
+        """
+        return list(self._ask_broker(Query("events", since), timeout)["events"])
+
+    def scale(self, role: str, count: int, timeout: float = 5.0) -> None:
+        """Ask for `count` workers of a role; they come and go on their own time.
+
+        Raises `BrokerUnreachable`, or `Refused` when the cluster has no launcher or no such role.
+        """
+        answer = self._ask_broker(Scale(role, count), timeout)
+        if "error" in answer:
+            raise Refused(str(answer["error"]))
 
     def inspect(self, member_address: str, request: dict[str, Any], timeout: float = 5.0) -> dict[str, Any]:
         """Ask a worker itself: {"what": "ping" | "statistics" | "functions" | "reach"}.

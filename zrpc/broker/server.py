@@ -9,6 +9,7 @@ reads, tells the peer the version that the broker speaks.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from typing import Any, Final
 from zrpc.clock import Clock, monotonic, time_left, wall
 from zrpc.errors import FrameError, Unavailable, VersionMismatch
 from zrpc.ids import BROKER_ID
+from zrpc.protocol.chronicle import Chronicle
 from zrpc.protocol.effects import (
     Announce,
     Arrival,
@@ -60,7 +62,8 @@ class _Descriptor:
 class BrokerServer:
     """A broker for one cluster. `address` is where members connect to; port 0 there chooses one, known after `start`.
 
-    `on_event` is called in the broker's thread with each `MemberUp`, `MemberGone` and `StopRequested`; be quick there.
+    `on_event` is called in the broker's thread with each `MemberUp`, `MemberGone`, `StopRequested` and so on; be quick
+    there. `scalable`: roles of which tools may ask for more or fewer workers.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class BrokerServer:
         on_event: Callable[[News], None] | None = None,
         clock: Clock = monotonic,
         wall_clock: Clock = wall,
+        scalable: Iterable[str] = (),
     ) -> None:
         self.address = address
         self._transport = transport
@@ -80,6 +84,12 @@ class BrokerServer:
         self._clock = clock
         self._started_at = clock()
         self._registry = Registry(cluster, int(wall_clock() * 1000), clock(), options)
+        self._registry.scalable = frozenset(scalable)
+        self._wall = wall_clock
+        self._chronicle = Chronicle()
+        follows = options is not None and options.is_successor
+        self._chronicle.note(wall_clock(), "began", cluster, "after an earlier one" if follows else "")
+        self._denied = 0
         self._lock = threading.Lock()
         self._requests: deque[object] = deque()
         self._unreadable: Counter[str] = Counter()
@@ -198,7 +208,7 @@ class BrokerServer:
         else:
             self._answering = envelope.message_id
             if isinstance(message, Query):
-                self._answer(received.route, envelope)
+                self._answer(received.route, envelope, message)
             else:
                 self._feed(Arrival(message, received.route, envelope.sender, envelope.sender_incarnation))
 
@@ -211,11 +221,22 @@ class BrokerServer:
         if envelope.kind == Kind.HELLO:
             self._send(received.route, seal(Refusal.of(error), BROKER_ID, self._registry.epoch))
 
-    def _answer(self, route: bytes, envelope: Envelope) -> None:
+    def _answer(self, route: bytes, envelope: Envelope, query: Query) -> None:
         with self._lock:
-            status = self._status(self._clock())
-        answer = Answer(status)
+            if query.what == "events":
+                self._note_denied()
+                answer = Answer({"events": self._chronicle.since(query.since)})
+            else:
+                answer = Answer(self._status(self._clock()))
         self._send(route, seal(answer, BROKER_ID, self._registry.epoch, message_id=envelope.message_id))
+
+    def _note_denied(self) -> None:
+        """Peers that were turned away at the door since the last look, as one entry."""
+        counts = self._transport.refusals()
+        fresh, self._denied = sum(counts.values()) - self._denied, sum(counts.values())
+        if fresh > 0:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
+            self._chronicle.note(self._wall(), "denied", "", f"{fresh} more, in all: {reasons}")
 
     def _note_unreadable(self, reason: str, what: str) -> None:
         if reason not in self._unreadable and len(self._unreadable) > 32:
@@ -259,6 +280,7 @@ class BrokerServer:
 
     def _announce(self, news: News) -> None:
         logger.info("%s", news)
+        self._chronicle.note_news(self._wall(), news)
         if self._on_event is not None:
             try:
                 self._on_event(news)
@@ -269,6 +291,7 @@ class BrokerServer:
         status = self._registry.describe(now)
         status["address"] = self.address
         status["protocol"] = VERSION
+        status["pid"] = os.getpid()
         status["uptime"] = now - self._started_at
         status["refusals"] = self._transport.refusals()
         status["unreadable"] = dict(self._unreadable)

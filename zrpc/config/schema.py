@@ -173,9 +173,9 @@ class Options(Model):
 
 
 class Restart(Model):
-    """When a worker that failed is started again, and after how long."""
+    """When a process that ended is started again, and after how long."""
 
-    policy: Annotated[Literal["never", "on-failure"], Expect("never or on-failure")] = "never"
+    policy: Annotated[Literal["never", "on-failure", "always"], Expect("never, on-failure or always")] = "never"
     backoff: Seconds = 0.5
     """Wait before the first restart; it doubles with each further one."""
     max_backoff: Seconds = 30.0
@@ -193,6 +193,9 @@ class Program(Model):
     stop_timeout: Seconds = 5.0
     """From the request to stop until the process is killed."""
     options: Annotated[Options, Expect("a map of options")] = Options()
+    restart: Annotated[Restart, BeforeValidator(_short_restart), Expect("never, on-failure, always or a map")] = (
+        Restart()
+    )
 
 
 class Role(Program):
@@ -208,12 +211,15 @@ class Role(Program):
     script: Text | None = None
     """A saved TorchScript file whose methods are served, by a path that starts at the configuration file."""
     start_timeout: SomeSeconds = 120.0
-    restart: Annotated[Restart, BeforeValidator(_short_restart), Expect("never, on-failure or a map")] = Restart()
 
     def worker_names(self, role: str) -> list[str]:
         """The names of this role's workers, in order."""
-        template = self.name or ("{role}" if self.count == 1 else "{role}-{index}")
-        return [template.format(index=index, role=role) for index in range(self.count)]
+        return [self.worker_name(role, index) for index in range(self.count)]
+
+    def worker_name(self, role: str, index: int) -> str:
+        """The name of worker number `index`, which may be one more than the file has."""
+        template = self.name or ("{role}" if self.count == 1 and index == 0 else "{role}-{index}")
+        return template.format(index=index, role=role)
 
 
 class Job(Program):

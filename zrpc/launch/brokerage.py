@@ -6,8 +6,8 @@ One rule: whoever starts a broker here gets one thing to stop, which takes its s
 from __future__ import annotations
 
 from zrpc.broker.server import BrokerServer
-from zrpc.launch.launcher import BrokerRequest
-from zrpc.protocol.effects import MemberUp, News, StopRequested
+from zrpc.launch.request import BrokerRequest
+from zrpc.protocol.effects import MemberUp, News, ScaleRequested, StopRequested
 from zrpc.transport.router import ZmqTransport
 
 
@@ -20,11 +20,18 @@ class RunningBroker:
                 request.joined(news.member.name)
             elif isinstance(news, StopRequested) and news.names is None:
                 request.stop_asked(news.why or "zrpc stop")
+            elif isinstance(news, ScaleRequested):
+                request.scale(news.role, news.count)
 
         options = request.options
         self._transport = ZmqTransport(request.keyring, "broker", broker_heartbeats_ms=options.connection_heartbeats_ms)
         self._server = BrokerServer(
-            self._transport, request.bind, cluster=request.cluster, options=options, on_event=take
+            self._transport,
+            request.bind,
+            cluster=request.cluster,
+            options=options,
+            on_event=take,
+            scalable=request.roles,
         )
         try:
             self._server.start()

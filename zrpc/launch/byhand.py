@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zrpc.launch.brokerage import start_broker
 from zrpc.launch.exits import INTERRUPTED, SUCCESS
-from zrpc.launch.launcher import BrokerRequest
+from zrpc.launch.request import BrokerRequest
 from zrpc.launch.rundir import RunDirectory
 from zrpc.launch.signals import signals_told
 from zrpc.protocol.membership import RegistryOptions

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from zrpc.clock import Clock, time_left
+from zrpc.launch.entries import RESTART_VARIABLE
 from zrpc.launch.events import (
     Begin,
     Blame,
+    Charge,
     Effect,
     Event,
     Exited,
@@ -54,7 +57,8 @@ class _Output:
 
 
 class Conductor:
-    """Runs a cluster's processes until nothing is left of them. `on_exit(name, pid, why)` is told of every exit."""
+    """Runs a cluster's processes until nothing is left of them. `on_exit(name, pid, why)` is told of every exit;
+    `plan_more(role, index)` plans one more worker of a role."""
 
     def __init__(
         self,
@@ -63,13 +67,16 @@ class Conductor:
         spawner: Spawner,
         clock: Clock,
         on_exit: Callable[[str, int, str], None],
+        plan_more: Callable[[str, int], Plan] | None = None,
     ) -> None:
-        self._plans = plans
+        self._plans = dict(plans)
+        self._plan_more = plan_more
         self._printer = printer
         self._spawner = spawner
         self._clock = clock
         self._on_exit = on_exit
-        self._supervisor = Supervisor([plan.charge for plan in plans.values()])
+        recruit = None if plan_more is None else self._recruit
+        self._supervisor = Supervisor([plan.charge for plan in plans.values()], recruit)
         self._poller = Poller()
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._running: dict[str, _Output] = {}
@@ -131,7 +138,7 @@ class Conductor:
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Spawn):
-                self._spawn(effect.name)
+                self._spawn(effect.name, effect.restarts)
             elif isinstance(effect, Note):
                 self._printer.note(effect.text)
             elif isinstance(effect, Blame):
@@ -150,9 +157,19 @@ class Conductor:
         else:
             child.kill()
 
-    def _spawn(self, name: str) -> None:
+    def _recruit(self, role: str, index: int) -> Charge:
+        """Plan one more worker of a role."""
+        assert self._plan_more is not None
+        plan = self._plan_more(role, index)
+        self._plans[plan.charge.name] = plan
+        self._printer.enlist(plan.charge.name)
+        return plan.charge
+
+    def _spawn(self, name: str, restarts: int) -> None:
+        program = self._plans[name].program
+        program = replace(program, environment={**program.environment, RESTART_VARIABLE: str(restarts)})
         try:
-            child = self._spawner.spawn(self._plans[name].program, lambda code: self.post(Exited(name, code)))
+            child = self._spawner.spawn(program, lambda code: self.post(Exited(name, code)))
         except OSError as error:
             self.post(SpawnFailed(name, f"could not be started: {error}"))
             return

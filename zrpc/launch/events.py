@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """When a worker that failed is started again. Seconds; see `zrpc.config.schema.Restart`."""
+    """When a process that ended is started again. Seconds; see `zrpc.config.schema.Restart`."""
 
     on_failure: bool = False
+    on_success: bool = False
+    """Also when it ended in good order, without having been told to by the launcher."""
     backoff: float = 0.5
     max_backoff: float = 30.0
     max_restarts: int = 5
@@ -33,6 +35,9 @@ class Charge:
     restart: RestartPolicy = RestartPolicy()
     timeout: float = 0.0
     """Of a job: how long it may run; 0 for no limit."""
+    role: str = ""
+    index: int = 0
+    """Which one of its role it is."""
 
 
 # ---------------------------------------------------------------------------------------------- events
@@ -66,6 +71,21 @@ class StopAsked:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """Something that the user is to read."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ScaleAsked:
+    """Somebody wants so many workers of a role."""
+
+    role: str
+    count: int
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """A signal came to the launcher. A second one kills."""
 
@@ -80,16 +100,17 @@ class SpawnFailed:
     why: str
 
 
-Event = Begin | Joined | Exited | StopAsked | Interrupted | SpawnFailed
+Event = Begin | Joined | Exited | StopAsked | Interrupted | SpawnFailed | Remark | ScaleAsked
 
 # --------------------------------------------------------------------------------------------- effects
 
 
 @dataclass(frozen=True)
 class Spawn:
-    """Start the process."""
+    """Start the process; it is told how often it was started before."""
 
     name: str
+    restarts: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,57 +9,27 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from zrpc.clock import Clock, monotonic
 from zrpc.config.schema import Loaded
 from zrpc.errors import ConfigError
 from zrpc.launch.conductor import Conductor
-from zrpc.launch.events import Interrupted, Joined, StopAsked
+from zrpc.launch.events import Interrupted, Joined, Remark, ScaleAsked, StopAsked
 from zrpc.launch.exits import INTERRUPTED, SUCCESS
-from zrpc.launch.plan import Surroundings, charges_of, plan_cluster
+from zrpc.launch.plan import Plan, Surroundings, charge_of, charges_of, plan_cluster, plan_process
 from zrpc.launch.printer import Printer
 from zrpc.launch.processes import GuardedSpawner, Spawner
+from zrpc.launch.request import Broker, BrokerRequest, StartBroker
 from zrpc.launch.rundir import RunDirectory
 from zrpc.launch.signals import signals_told
 from zrpc.protocol.membership import RegistryOptions
-from zrpc.transport.curve import Keyring, new_keyring, write_key_file
+from zrpc.transport.curve import new_keyring, write_key_file
 
 BROKER_STOP_SECONDS = 1.0
 DEFAULT_WIDTH = 80
-
-
-class Broker(Protocol):
-    """What the launcher needs of a broker."""
-
-    @property
-    def address(self) -> str:
-        """Where members connect to."""
-
-    def exited(self, name: str, pid: int, why: str) -> None:
-        """A worker's process has ended."""
-
-    def stop(self, timeout: float = ...) -> None:
-        """End it."""
-
-
-@dataclass(frozen=True)
-class BrokerRequest:
-    """Which broker the launcher wants; the two functions are called from any thread."""
-
-    cluster: str
-    bind: str
-    keyring: Keyring | None
-    joined: Callable[[str], None]
-    stop_asked: Callable[[str], None]
-    expected: tuple[str, ...] = ()
-    """Workers that will come; their ids follow this order."""
-    options: RegistryOptions = field(default_factory=RegistryOptions)
-
-
-StartBroker = Callable[[BrokerRequest], Broker]
 
 
 @dataclass(frozen=True)
@@ -151,10 +121,21 @@ class Launcher:
         if keyring is not None:
             write_key_file(keyring, directory.key_file)
         workers = tuple(charge.name for charge in charges_of(config) if not charge.is_job)
+        key_file = None if keyring is None else directory.key_file
         times = config.broker
         options = RegistryOptions.made_of(times.heartbeat_interval, times.death_timeout, times.silence_timeout)
         request = BrokerRequest(
-            config.cluster, config.broker.bind, keyring, mailbox.joined, mailbox.stop_asked, workers, options
+            config.cluster,
+            times.bind,
+            keyring,
+            mailbox.joined,
+            mailbox.stop_asked,
+            workers,
+            options,
+            key_file,
+            mailbox.remark,
+            tuple(config.roles),
+            mailbox.scale,
         )
         broker = self._start_broker(request)
         stack.callback(lambda: broker.stop(BROKER_STOP_SECONDS))
@@ -172,7 +153,11 @@ class Launcher:
             printer.warn("security is off: anybody who reaches a port of this cluster can run code in it")
         printer.note(f"cluster {self._loaded.config.cluster}: starting {', '.join(plans)}")
         printer.detail(f"broker at {broker.address}, run directory {directory.path}")
-        return Conductor(plans, printer, self._spawner, self._clock, broker.exited)
+
+        def plan_more(role: str, index: int) -> Plan:
+            return plan_process(self._loaded, around, charge_of(self._loaded.config, role, index))
+
+        return Conductor(plans, printer, self._spawner, self._clock, broker.exited, plan_more)
 
     def _finish(self, directory: RunDirectory, printer: Printer, code: int) -> None:
         failed = code != SUCCESS and code < INTERRUPTED
@@ -196,6 +181,14 @@ class _Mailbox:
     def joined(self, name: str) -> None:
         if self._conductor is not None:
             self._conductor.post(Joined(name))
+
+    def remark(self, text: str) -> None:
+        if self._conductor is not None:
+            self._conductor.post(Remark(text))
+
+    def scale(self, role: str, count: int) -> None:
+        if self._conductor is not None:
+            self._conductor.post(ScaleAsked(role, count))
 
     def stop_asked(self, why: str) -> None:
         if self._conductor is not None:

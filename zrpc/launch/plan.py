@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from zrpc.config.schema import ClusterConfig, Job, Loaded, Role
+from zrpc.config.schema import ClusterConfig, Job, Loaded, Restart, Role
 from zrpc.config.schema import Program as ConfiguredProgram
 from zrpc.launch.events import Charge, RestartPolicy
 from zrpc.launch.processes import Program
@@ -51,39 +51,49 @@ class Plan:
 
 def charges_of(config: ClusterConfig) -> list[Charge]:
     """Who is there to be watched: the workers in the order of the file, then the job."""
-    charges = []
-    for role, spec in config.roles.items():
-        policy = RestartPolicy(
-            spec.restart.policy == "on-failure",
-            spec.restart.backoff,
-            spec.restart.max_backoff,
-            spec.restart.max_restarts,
-        )
-        for name in spec.worker_names(role):
-            charges.append(Charge(name, False, spec.start_timeout, spec.stop_timeout, policy))
+    charges = [charge_of(config, role, index) for role, spec in config.roles.items() for index in range(spec.count)]
     if config.job is not None:
         job = config.job
-        charges.append(Charge(job.name, is_job=True, stop_timeout=job.stop_timeout, timeout=job.timeout))
+        policy = _policy(job.restart)
+        charges.append(Charge(job.name, True, stop_timeout=job.stop_timeout, restart=policy, timeout=job.timeout))
     return charges
+
+
+def charge_of(config: ClusterConfig, role: str, index: int) -> Charge:
+    """Worker number `index` of a role, from 0; it need not be one of those in the file."""
+    spec = config.roles[role]
+    name = spec.worker_name(role, index)
+    return Charge(name, False, spec.start_timeout, spec.stop_timeout, _policy(spec.restart), role=role, index=index)
+
+
+def _policy(restart: Restart) -> RestartPolicy:
+    return RestartPolicy(
+        restart.policy != "never",
+        restart.policy == "always",
+        restart.backoff,
+        restart.max_backoff,
+        restart.max_restarts,
+    )
 
 
 def plan_cluster(loaded: Loaded, around: Surroundings) -> dict[str, Plan]:
     """The processes of a cluster by name."""
-    config = loaded.config
-    charges = {charge.name: charge for charge in charges_of(config)}
-    plans = {}
-    for role, spec in config.roles.items():
-        for index, name in enumerate(spec.worker_names(role)):
-            environment = _environment(loaded, spec, around, name, role, index)
-            module, arguments = _worker_command(loaded, spec)
-            plans[name] = Plan(charges[name], Program(module, arguments, environment))
-    if config.job is not None:
-        environment = _environment(loaded, config.job, around, config.job.name, "job", 0)
+    return {charge.name: plan_process(loaded, around, charge) for charge in charges_of(loaded.config)}
+
+
+def plan_process(loaded: Loaded, around: Surroundings, charge: Charge) -> Plan:
+    """What is run for one of the cluster's processes."""
+    if charge.is_job:
+        job = loaded.config.job
+        assert job is not None
+        environment = _environment(loaded, job, around, job.name, "job", 0)
         if around.trace is not None:
             environment[TRACE_VARIABLE] = str(around.trace)
-        program = Program(JOB, _entry_arguments(config.job), environment, gated=True)
-        plans[config.job.name] = Plan(charges[config.job.name], program)
-    return plans
+        return Plan(charge, Program(JOB, _entry_arguments(job), environment, gated=True))
+    spec = loaded.config.roles[charge.role]
+    environment = _environment(loaded, spec, around, charge.name, charge.role, charge.index)
+    module, arguments = _worker_command(loaded, spec)
+    return Plan(charge, Program(module, arguments, environment))
 
 
 def _worker_command(loaded: Loaded, spec: Role) -> tuple[str, list[str]]:

@@ -7,7 +7,7 @@ terminal the last one stays at the bottom and is overwritten; elsewhere, and in 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -81,8 +81,11 @@ class Printer:
         self._verbose = verbose
         self._shown = shown
         self._margin = max(map(len, (*names, LAUNCHER)))
-        self._colours: Mapping[str, int] = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-        self._streams = {name: _Stream((logs / f"{name}.log").open("ab") if logs else None) for name in names}
+        self._logs = logs
+        self._colours: dict[str, int] = {}
+        self._streams: dict[str, _Stream] = {}
+        for name in names:
+            self.enlist(name)
         self._live = ""
         self.is_broken = False
         """Nobody reads any more: the pipe that the output went to is closed."""
@@ -91,6 +94,13 @@ class Printer:
     def prefix_width(self) -> int:
         """Columns that the name before each line takes."""
         return self._margin + len(" | ")
+
+    def enlist(self, name: str) -> None:
+        """One more process may write."""
+        if name not in self._streams:
+            log = (self._logs / f"{name}.log").open("ab") if self._logs else None
+            self._streams[name] = _Stream(log)
+            self._colours[name] = COLOURS[len(self._colours) % len(COLOURS)]
 
     def feed(self, name: str, data: bytes) -> None:
         """Take what a process has written."""

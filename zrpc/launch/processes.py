@@ -29,6 +29,8 @@ class Program:
     arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     gated: bool = False
+    kept: tuple[int, ...] = ()
+    """Descriptors that the process gets, under their numbers."""
 
 
 class Child(Protocol):
@@ -146,7 +148,7 @@ class GuardedSpawner:
                 stdin=subprocess.DEVNULL,
                 stdout=output_end,
                 stderr=output_end,
-                pass_fds=kept,
+                pass_fds=[*kept, *program.kept],
                 start_new_session=True,
             )
         except BaseException:

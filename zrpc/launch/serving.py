@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zrpc import api, lifecycle
@@ -35,6 +35,15 @@ def serve_to_the_end() -> int:
     return 0
 
 
+def run_entry(entry: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Run a worker's entry; when a signal has ended it, the worker goes on to its end as one that serves does."""
+    try:
+        lifecycle.run_main(entry, arguments)
+    except SystemExit:
+        if not lifecycle.stop_requested():
+            raise
+
+
 def serve_by_hand(target: Target, name: str, role: str | None, modules: Sequence[str], entry: str | None) -> int:
     """Be a worker until told to stop, with the options of `ZRPC_OPTIONS`. Raises what `init_rpc` raises."""
     load_modules(modules)
@@ -43,7 +52,7 @@ def serve_by_hand(target: Target, name: str, role: str | None, modules: Sequence
     api.init_rpc(name, broker=target.broker, key_file=target.key_file, role=role, options=options)
     print(f"worker {name} has joined the cluster at {target.broker}", flush=True)
     if function is not None:
-        function()
+        run_entry(function, {})
     return serve_to_the_end()
 
 

@@ -3,6 +3,7 @@
 One rule: `handle(event, now)` and `tick(now)` return effects in the order in which they are to be done, and do nothing.
 
 A worker:    waiting -> starting -> up -> stopping -> ended          (waiting: until its first start, or for a restart)
+                                    up -> retiring -> forgotten      (its role is to have fewer workers)
 The cluster: forming -> running -> ending the job -> ending the workers -> finished
 
 The job's process is started with the workers, because importing takes long, and let go when all workers are up. What
@@ -11,12 +12,13 @@ ends first decides: the job (0, or its failure), a worker that failed for good, 
 
 from __future__ import annotations
 
+import itertools
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from zrpc.clock import earliest
-from zrpc.errors import InvalidTransition
+from zrpc.errors import ConfigError, InvalidTransition
 from zrpc.launch.events import (
     Begin,
     Blame,
@@ -30,6 +32,8 @@ from zrpc.launch.events import (
     Kill,
     Note,
     Release,
+    Remark,
+    ScaleAsked,
     Spawn,
     SpawnFailed,
     Terminate,
@@ -53,12 +57,14 @@ class _Life:
     state: str = "waiting"
     deadline: float | None = None
     restarts: int = 0
+    """Failures in a row; what the policy counts."""
+    starts: int = 0
     up_since: float = 0.0
     killed_why: str = ""
 
     @property
     def runs(self) -> bool:
-        return self.state in ("starting", "up", "stopping")
+        return self.state in ("starting", "up", "stopping", "retiring")
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,11 @@ class SupervisorStatistics:
 
 
 class Supervisor:
-    """Watches over some workers and at most one job."""
+    """Watches over some workers and at most one job. `recruit(role, index)` describes one more worker of a role, and
+    raises `ConfigError` when there cannot be one; None: no role can grow."""
 
-    def __init__(self, charges: Sequence[Charge]) -> None:
+    def __init__(self, charges: Sequence[Charge], recruit: Callable[[str, int], Charge] | None = None) -> None:
+        self._recruit = recruit
         self._lives = {charge.name: _Life(charge) for charge in charges}
         self._workers = [life for life in self._lives.values() if not life.charge.is_job]
         self._job = next((life for life in self._lives.values() if life.charge.is_job), None)
@@ -118,6 +126,10 @@ class Supervisor:
             life = self._lives[event.name]
             life.state, life.deadline = "ended", None
             return self._fail(life, event.why, WORKER_FAILED, now) if not self._is_ending else self._advance(now)
+        if isinstance(event, Remark):
+            return [Note(event.text)]
+        if isinstance(event, ScaleAsked):
+            return self._scale(event, now)
         if isinstance(event, Interrupted):
             return self._interrupted(event.signum, now)
         return [Note(f"stopping: {event.why}"), *self._end(SUCCESS if self._job is None else JOB_FAILED, now)]
@@ -125,7 +137,7 @@ class Supervisor:
     def tick(self, now: float) -> list[Effect]:
         """Do what has come due."""
         effects: list[Effect] = []
-        for life in self._lives.values():
+        for life in list(self._lives.values()):
             if life.deadline is not None and life.deadline <= now:
                 effects += self._overdue(life, now)
         if self._nag_at is not None and self._nag_at <= now:
@@ -151,7 +163,16 @@ class Supervisor:
         life.state = "starting"
         life.killed_why = ""
         life.deadline = None if life.charge.is_job else now + life.charge.start_timeout
-        return [Spawn(life.charge.name)]
+        life.starts += 1
+        effects: list[Effect] = [Spawn(life.charge.name, life.starts - 1)]
+        if life is self._job and self._phase == "running":
+            effects += self._release(life, now)
+        return effects
+
+    def _release(self, job: _Life, now: float) -> list[Effect]:
+        if job.charge.timeout:
+            job.deadline = now + job.charge.timeout
+        return [Release(job.charge.name)]
 
     def _joined(self, life: _Life | None, now: float) -> list[Effect]:
         if life is None or life.state != "starting":
@@ -170,10 +191,8 @@ class Supervisor:
         effects: list[Effect] = []
         if count:
             effects.append(Note(f"{count} worker{'s are' if count != 1 else ' is'} up after {now - self._begun:.1f} s"))
-        if self._job is not None:
-            if self._job.charge.timeout:
-                self._job.deadline = now + self._job.charge.timeout
-            effects.append(Release(self._job.charge.name))
+        if self._job is not None and self._job.runs:
+            effects += self._release(self._job, now)
         return effects
 
     # ------------------------------------------------------------------------------------ when one ends
@@ -182,25 +201,32 @@ class Supervisor:
         was, life.state, life.deadline = life.state, "ended", None
         if self._is_ending:
             return self._advance(now)
+        if was == "retiring":
+            return self._forget(life, code)
         if life is self._job:
             if code == 0 and not life.killed_why:
                 return self._end(SUCCESS, now)
-            return self._fail(life, life.killed_why or describe_exit(code), JOB_FAILED, now)
+            if life.killed_why:
+                return self._fail(life, life.killed_why, JOB_FAILED, now)
+            return self._failed(life, describe_exit(code), was, JOB_FAILED, now)
         why = life.killed_why
         if not why and code == 0 and was == "starting":
             why = "ended before it had joined"
         if not why and code == 0:
+            if life.charge.restart.on_success:
+                life.state, life.deadline = "waiting", now + life.charge.restart.backoff
+                return [Note(f"{life.charge.name} has finished, and is started again")]
             return [Note(f"{life.charge.name} has finished"), *self._end_if_nobody_is_left(now)]
-        return self._worker_failed(life, why or describe_exit(code), was, now)
+        return self._failed(life, why or describe_exit(code), was, WORKER_FAILED, now)
 
-    def _worker_failed(self, life: _Life, why: str, was: str, now: float) -> list[Effect]:
+    def _failed(self, life: _Life, why: str, was: str, code: int, now: float) -> list[Effect]:
         policy = life.charge.restart
         if was == "up" and now - life.up_since >= STEADY_SECONDS:
             life.restarts = 0
         if not policy.on_failure:
-            return self._fail(life, why, WORKER_FAILED, now)
+            return self._fail(life, why, code, now)
         if life.restarts >= policy.max_restarts:
-            return self._fail(life, f"{why}, after {life.restarts} restarts", WORKER_FAILED, now)
+            return self._fail(life, f"{why}, after {life.restarts} restarts", code, now)
         delay = policy.delay(life.restarts)
         life.restarts += 1
         life.state, life.deadline = "waiting", now + delay
@@ -208,12 +234,59 @@ class Supervisor:
         return [Blame(life.charge.name, why), Note(f"{life.charge.name}: {count} in {delay:g} s")]
 
     def _end_if_nobody_is_left(self, now: float) -> list[Effect]:
-        if self._job is None and all(life.state == "ended" for life in self._workers):
+        if self._job is None and self._workers and all(life.state == "ended" for life in self._workers):
             return self._end(SUCCESS, now)
         return []
 
     def _fail(self, life: _Life, why: str, code: int, now: float) -> list[Effect]:
         return [Blame(life.charge.name, why), *self._end(code, now)]
+
+    # --------------------------------------------------------------------------------- more, and fewer
+
+    def _scale(self, event: ScaleAsked, now: float) -> list[Effect]:
+        """Start workers of a role, or let go of some, until it has `event.count`."""
+        role, count = event.role, event.count
+        if self._is_ending or self._recruit is None:
+            return [Note(f"{count} workers of role {role} were asked for, which cannot be now")]
+        mine = [life for life in self._workers if life.charge.role == role and life.state not in ("ended", "retiring")]
+        effects: list[Effect] = [Note(f"role {role}: {count} workers are wanted, there are {len(mine)}")]
+        try:
+            while len(mine) < count:
+                mine.append(self._enlist(role))
+                effects += self._spawn(mine[-1], now)
+        except ConfigError as error:
+            return [*effects, Note(f"role {role} cannot have more: {error}")]
+        mine.sort(key=lambda life: life.charge.index)
+        for life in mine[count:]:
+            effects += self._retire(life, now)
+        return effects + self._try_to_run(now)
+
+    def _enlist(self, role: str) -> _Life:
+        assert self._recruit is not None
+        taken = {life.charge.index for life in self._workers if life.charge.role == role and life.state != "ended"}
+        charge = self._recruit(role, next(index for index in itertools.count() if index not in taken))
+        before = self._lives.get(charge.name)
+        if before is not None and before.state != "ended":
+            raise ConfigError(f"role {role}", [f"its next worker would be named {charge.name}, and there is one"])
+        self._workers = [life for life in self._workers if life is not before]
+        life = self._lives[charge.name] = _Life(charge)
+        self._workers.append(life)
+        return life
+
+    def _retire(self, life: _Life, now: float) -> list[Effect]:
+        if not life.runs:
+            self._drop(life)
+            return []
+        life.state, life.deadline = "retiring", now + life.charge.stop_timeout
+        return [Terminate(life.charge.name)]
+
+    def _forget(self, life: _Life, code: int) -> list[Effect]:
+        self._drop(life)
+        return [Note(f"{life.charge.name} has left" + ("" if code == 0 else f": it {describe_exit(code)}"))]
+
+    def _drop(self, life: _Life) -> None:
+        self._workers = [other for other in self._workers if other is not life]
+        del self._lives[life.charge.name]
 
     # ------------------------------------------------------------------------------------------ timers
 
@@ -222,7 +295,7 @@ class Supervisor:
         name = life.charge.name
         if life.state == "waiting":
             return self._spawn(life, now)
-        if life.state == "stopping":
+        if life.state in ("stopping", "retiring"):
             return [Note(f"{name} did not stop in time and is killed"), Kill(name)]
         if life is self._job:
             life.killed_why = f"ran longer than its timeout of {life.charge.timeout:g} s"

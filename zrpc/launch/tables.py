@@ -5,26 +5,39 @@ One rule: a table shows values and decides nothing; whoever wants to compute wit
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from zrpc.launch.doctor import Finding
 
-STATE_STYLES = {"up": "green", "waiting": "yellow", "stopping": "yellow"}
+STATE_STYLES = {"up": "green", "waiting": "yellow", "stopping": "yellow", "draining": "yellow"}
+EVENT_STYLES = {
+    "joined": "green",
+    "began": "green",
+    "draining": "yellow",
+    "left": "yellow",
+    "died": "red",
+    "fenced": "red",
+}
 FINDING_STYLES = {"good": "green", "warning": "yellow", "bad": "red"}
 
 
 def print_status(console: Console, status: Mapping[str, Any]) -> None:
     """The cluster's line, and a table of its workers."""
+    console.print(status_view(status), highlight=False)
+
+
+def status_view(status: Mapping[str, Any]) -> Group:
+    """What `print_status` prints."""
     members = sorted(status["members"], key=lambda member: member["id"])
-    console.print(
+    head = Text(
         f"cluster {status['cluster']}: broker {status['address']}, up {duration(status['uptime'])}, "
-        f"{len(members)} worker{'' if len(members) == 1 else 's'}",
-        highlight=False,
+        f"{len(members)} worker{'' if len(members) == 1 else 's'}"
     )
     table = Table()
     for column in ("name", "id", "role", "address", "state", "uptime", "calls", "memory"):
@@ -43,13 +56,33 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
             f"{counted.get('calls_served', 0):,}",
             size(counted.get("memory_bytes", 0)),
         )
-    console.print(table)
-    for name in status.get("missing", ()):
-        console.print(f"waiting for {name}", style="yellow")
+    below = [Text(f"waiting for {name}", "yellow") for name in status.get("missing", ())]
     refused = {**status.get("refusals", {}), **status.get("refused_members", {}), **status.get("unreadable", {})}
     if refused:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(refused.items()))
-        console.print(f"refused so far: {counts}", highlight=False)
+        below.append(Text(f"refused so far: {counts}"))
+    return Group(head, table, *below)
+
+
+def event_line(event: Mapping[str, Any]) -> Text:
+    """One entry of the broker's chronicle, in a line."""
+    kind = str(event["kind"])
+    at = datetime.datetime.fromtimestamp(float(event["at"])).strftime("%H:%M:%S.%f")[:-3]
+    line = Text(f"{at} ")
+    line.append(f"{kind:<8} ", EVENT_STYLES.get(kind, ""))
+    line.append(str(event["name"]))
+    notes = []
+    if event.get("role") and event["role"] != event["name"]:
+        notes.append(f"role {event['role']}")
+    if event.get("pid"):
+        notes.append(f"process {event['pid']} on {event['host']}")
+    if event.get("life"):
+        notes.append(f"life {event['life'] + 1}")
+    if event.get("count", 1) > 1:
+        notes.append(f"{event['count']} times")
+    line.append(f" ({', '.join(notes)})" if notes else "")
+    line.append(f": {event['why']}" if event.get("why") else "")
+    return line
 
 
 def print_findings(console: Console, findings: Iterable[Finding]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from zrpc.errors import InvalidName, JoinRefused, NameTaken, StaleIncarnation, ZrpcError
 from zrpc.ids import check_name
-from zrpc.protocol.effects import Announce, Effect, GroupFailed, MemberUp, Send
+from zrpc.protocol.effects import Announce, Effect, GroupFailed, MemberUp, PeerRefused, Send
 from zrpc.protocol.lives import Lives
 from zrpc.protocol.membership import ABSENT, UP, WAITING, Record
 from zrpc.wire.messages import Hello, Refusal
@@ -145,4 +145,4 @@ class Admission(Lives):
     def _refuse(self, route: bytes, hello: Hello, error: ZrpcError) -> list[Effect]:
         name = type(error).__name__
         self.refused[name] = self.refused.get(name, 0) + 1
-        return [Send(Refusal.of(error, hello.nonce), route)]
+        return [Announce(PeerRefused(hello.name, error)), Send(Refusal.of(error, hello.nonce), route)]

@@ -211,6 +211,22 @@ class StopRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleRequested:
+    """On the broker: somebody wants `count` workers of a role."""
+
+    role: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRefused:
+    """On the broker: a process was not let in, or a life that is over was told so."""
+
+    name: str
+    error: ZrpcError
+
+
+@dataclass(frozen=True, slots=True)
 class Fenced:
     """This process was declared dead, or its name has a newer life: it must not act as a member any more."""
 
@@ -260,6 +276,8 @@ News = (
     | MemberDraining
     | GroupFailed
     | StopRequested
+    | ScaleRequested
+    | PeerRefused
     | Fenced
     | BrokerLost
     | BrokerBack

@@ -27,6 +27,8 @@ class Lives:
         self.barrier = Barrier()
         self.refused: dict[str, int] = {}
         """HELLOs that were refused, by the error's type."""
+        self.scalable: frozenset[str] = frozenset()
+        """Roles of which more or fewer workers may be asked for."""
         self._flush_at: float | None = None
         self._progress_at: float | None = None
         self._progress_not_before = now

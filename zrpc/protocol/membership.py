@@ -16,7 +16,7 @@ The life of a name:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from zrpc.errors import ConfigError, InvalidTransition
@@ -75,6 +75,10 @@ class RegistryOptions:
         """How often the connections are asked for a sign of life, and how long is waited for it: milliseconds. Both
         together, and the grace of a lost connection, are less than `death_timeout`."""
         return max(1, min(500, int(self.death_timeout * 1000 / 6))), max(2, int(self.death_timeout * 500))
+
+    def following(self) -> RegistryOptions:
+        """The same for a broker that follows one at its address."""
+        return replace(self, is_successor=True)
 
     @classmethod
     def made_of(cls, heartbeat_interval: float, death_timeout: float, silence_timeout: float) -> RegistryOptions:

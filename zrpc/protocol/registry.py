@@ -27,6 +27,7 @@ from zrpc.protocol.effects import (
     Exit,
     Expectation,
     RouteLoss,
+    ScaleRequested,
     Send,
     StopDemand,
     StopRequested,
@@ -43,6 +44,7 @@ from zrpc.wire.messages import (
     Message,
     Refusal,
     Resolve,
+    Scale,
     ShutdownReport,
     ShutdownState,
     Stop,
@@ -135,6 +137,8 @@ class Registry(Admission):
             return self._on_hello(event.route, message, now)
         if isinstance(message, Stop):
             return self._on_stop_order(event.route, message, now)
+        if isinstance(message, Scale):
+            return self._on_scale(event.route, message)
         record = self.book.by_route.get(event.route)
         if record is None or (event.incarnation and record.incarnation != event.incarnation):
             record = self._find_life(event)
@@ -246,6 +250,16 @@ class Registry(Admission):
         unknown = sorted(set(message.names or ()) - names)
         effects = self._on_stop_demand(StopDemand(message.names, message.why), now)
         return [*effects, Send(Answer({"stopping": asked, "unknown": unknown}), route)]
+
+    def _on_scale(self, route: bytes, message: Scale) -> list[Effect]:
+        if message.role not in self.scalable:
+            known = ", ".join(sorted(self.scalable)) or "none: no launcher started this cluster"
+            why = f"there is no role {message.role!r} that can be scaled; there are {known}"
+            return [Send(Answer({"error": why}), route)]
+        return [
+            Announce(ScaleRequested(message.role, message.count)),
+            Send(Answer({"role": message.role, "count": message.count}), route),
+        ]
 
     def describe(self, now: float) -> dict[str, Any]:
         """The cluster as tools see it: plain values."""

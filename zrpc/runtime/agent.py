@@ -458,7 +458,7 @@ class Agent:
         key = (member.id, member.incarnation)
         self.gatherings.lose(member.name, news.why)
         self.tracer.lose(member.id)
-        self.peers.note_gone(WorkerInfo(member.name, member.id), news.why)
+        self.peers.note_gone(WorkerInfo(member.name, member.id), member.incarnation, news.why)
         peer = self.peers.lose(key, news.why)
         if peer is not None:
             self.caller.lose(peer, news.why)

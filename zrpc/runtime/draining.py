@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from zrpc.clock import Clock, earliest, time_left
 from zrpc.errors import InvalidTransition, WorkerDraining
@@ -49,6 +50,8 @@ class Draining:
         self._is_hurried = False
         self.why: str | None = None
         """Why this worker leaves; None while it does not."""
+        self.savers: list[Callable[[], object]] = []
+        """What keeps the program's state before this worker drains."""
 
     def __repr__(self) -> str:
         return f"<Draining {self._name} {'no' if self.why is None else self.why!r}>"
@@ -69,6 +72,15 @@ class Draining:
             self._client.drain()
         except InvalidTransition:  # fenced, say: nobody is to be told
             pass
+
+    def save(self) -> None:
+        """Have the program keep its state; each saver is called once, and what it raises is logged."""
+        savers, self.savers = self.savers, []
+        for saver in savers:
+            try:
+                saver()
+            except Exception:
+                logger.exception("worker %s could not save its checkpoint", self._name)
 
     def hurry(self) -> None:
         """Wait for nothing any more. Safe in a signal handler."""

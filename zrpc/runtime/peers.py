@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from zrpc.clock import monotonic
+from zrpc.clock import monotonic, wall
 from zrpc.errors import InvalidDestination, Unavailable, UnknownWorker, WorkerLost
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import WorkerKey
@@ -37,6 +37,9 @@ ASK_AGAIN = 1.0
 
 STRAY_LANES = 16
 """Lanes kept for each peer whose call ended before its reply came."""
+
+LOSSES = 4096
+"""Lives of which it is remembered when and why they ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +319,7 @@ class PeerBook:
         self._by_name: dict[str, Peer] = {}
         self._by_id: dict[int, Peer] = {}
         self._gone: dict[str | int, tuple[WorkerInfo, str]] = {}
+        self._losses: dict[WorkerKey, tuple[str, float]] = {}
 
     def add_self(self, peer: LoopbackPeer) -> None:
         with self._lock:
@@ -328,9 +332,16 @@ class PeerBook:
         self._gone.pop(peer.info.name, None)
         self._gone.pop(peer.info.id, None)
 
-    def note_gone(self, info: WorkerInfo, why: str) -> None:
+    def note_gone(self, info: WorkerInfo, incarnation: int, why: str) -> None:
         """Remember that a worker was here, and why it is not any more."""
         self._gone[info.name] = self._gone[info.id] = info, why
+        self._losses[info.id, incarnation] = why, wall()
+        if len(self._losses) > LOSSES:
+            del self._losses[next(iter(self._losses))]
+
+    def find_loss(self, life: WorkerKey) -> tuple[str, float] | None:
+        """Why, and when (seconds since 1970), a life was over; None when that is not known (any more)."""
+        return self._losses.get((life[0], life[1]))
 
     def find_gone(self, to: str | int | WorkerInfo) -> tuple[WorkerInfo, str] | None:
         """Which worker that was, and why it is gone; None for one that was never here."""

@@ -242,8 +242,12 @@ class References:
         if self._is_closed:
             raise RRefMisuse(f"{reference} has been deleted. Cannot {use} after deletion.")
         if self._table.user_state(fork_id) in ("lost", "deleted"):
-            owner = self.info_of(reference.owner_id).name
-            raise RRefLost(str(reference.rref_id), owner, "the owner has died or left")
+            raise self.lost(reference)
+
+    def lost(self, reference: Reference) -> RRefLost:
+        """That the owner of a reference is gone: why and when, if this worker has heard of it."""
+        why, when = self._peers.find_loss(reference.owner_life) or ("the owner cannot be reached", None)
+        return RRefLost(str(reference.rref_id), self.info_of(reference.owner_id).name, why, when)
 
     def is_confirmed(self, reference: Reference) -> bool:
         """Whether the owner knows of the reference."""

@@ -91,9 +91,7 @@ class Remotes:
         self._agent.references.check_usable(reference, "call to_here() on it")
         peer = self._agent.peers.find_life(reference.owner_life)
         if peer is None:
-            raise RRefLost(
-                str(reference.rref_id), self._agent.references.info_of(reference.owner_id).name, "it cannot be reached"
-            )
+            raise self._agent.references.lost(reference)
         assert reference.fork_id is not None
         numbers = (*reference.rref_id, *reference.fork_id, 0, 0, 0, 0)
         what = f"fetching the value of {reference.rref_id}"
@@ -115,7 +113,7 @@ class Remotes:
         rref = str(reference.rref_id)
         owner = self._agent.references.info_of(reference.owner_id).name
         if peer is None:
-            raise RRefLost(rref, owner, "it cannot be reached")
+            raise self._agent.references.lost(reference)
         assert reference.fork_id is not None
         numbers = (*reference.rref_id, *reference.fork_id, 0, 0, 0, 0)
 

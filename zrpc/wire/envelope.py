@@ -106,6 +106,7 @@ class Kind(IntEnum):
     QUERY = 40
     ANSWER = 41
     INSPECT = 42
+    SCALE = 43
 
     BATCH = 50
 

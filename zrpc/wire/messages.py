@@ -13,6 +13,7 @@ ignored and a key that is absent takes its default, so a later version can add f
     SHUTDOWN  ShutdownReport  may we end?        MEMBERS   Members        who came and went
     GOODBYE   Goodbye         I leave            CHALLENGE Challenge      I do not know you: say HELLO
     QUERY     Query           (tools) what is?   SHUTDOWN  ShutdownState  count again, or: yes, end
+    SCALE     Scale           (tools) more, less
     STOP      Stop            (tools) stop them  STOP      Stop           please stop
                                                  ANSWER    Answer         (tools) the answer
 
@@ -270,10 +271,11 @@ class Goodbye(Message):
 
 @dataclass(frozen=True, slots=True)
 class Query(Message):
-    """A tool asks the broker; `what` is 'status'."""
+    """A tool asks the broker; `what` is 'status', or 'events': those with numbers above `since`."""
 
     KIND: ClassVar[Kind] = Kind.QUERY
     what: str = text(64, "status")
+    since: int = integer(0, MAX_U63, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,15 @@ class Stop(Message):
     KIND: ClassVar[Kind] = Kind.STOP
     why: str = text(MAX_WHY, "")
     names: tuple[str, ...] | None = texts(MAX_EXPECTED, MAX_NAME_ON_WIRE, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale(Message):
+    """A tool wants `count` workers of a role; whoever started the cluster's processes hears of it."""
+
+    KIND: ClassVar[Kind] = Kind.SCALE
+    role: str = text(128)
+    count: int = integer(0, 10_000)
 
 
 # ---------------------------------------------------------------------------------- from the broker to a member
@@ -410,7 +421,7 @@ class Answer(Message):
 # -------------------------------------------------------------------------------------------- envelopes
 
 TO_BROKER: Final[Mapping[int, type[Message]]] = {
-    cls.KIND: cls for cls in (Hello, Beat, Resolve, ShutdownReport, Goodbye, Query, Stop)
+    cls.KIND: cls for cls in (Hello, Beat, Resolve, ShutdownReport, Goodbye, Query, Stop, Scale)
 }
 """What a broker reads. Anything else is not for it."""
 TO_MEMBER: Final[Mapping[int, type[Message]]] = {
