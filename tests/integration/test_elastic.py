@@ -32,7 +32,8 @@ def test_training_goes_on_while_trainers_are_killed(tmp_path: Path) -> None:
     assert left >= 1
     assert came_back >= 2
     assert re.search(r"trainer-\d was killed by SIGKILL; its last lines:", done.stdout)
-    assert re.search(r"life 2 begins at batch [1-9]", done.stdout), "the checkpoint of one that was told to stop"
+    places = [int(path.read_text()) for path in tmp_path.glob("trainer-*.place")]
+    assert max(places) >= 1, "the checkpoints of those that were told to stop"
     accuracy = re.search(r"test accuracy (\d\.\d+)", done.stdout)
     assert accuracy is not None
     assert float(accuracy[1]) >= 0.95
