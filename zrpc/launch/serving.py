@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,9 +27,15 @@ JOIN_TIMEOUT = 10.0
 def serve_to_the_end() -> int:
     """Serve until told to stop, and leave; 1 if this worker was put out of the cluster, so that it may be restarted."""
     lifecycle.serve()
-    fenced = current_agent().fenced
+    current = current_agent()
+    fenced = current.fenced
     # Told to stop: the others may be gone already, so there is nobody to wait for.
     api.shutdown(graceful=False)
+    if current.leaving.is_hurried:
+        # Functions may run still, on threads that must not meet an interpreter that ends around them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     if fenced is not None:
         print(f"put out of the cluster: {fenced}", flush=True)
         return FENCED
