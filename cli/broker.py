@@ -16,6 +16,9 @@ from zrpc.protocol.membership import RegistryOptions
 @click.option("--bind", default="tcp://127.0.0.1:0", show_default=True, help="Address; port 0 takes a free one.")
 @click.option("--cluster", default="zrpc", show_default=True, help="The cluster's name; a key file has one itself.")
 @click.option("--new-key", type=click.Path(path_type=Path), metavar="FILE", help="Make a key file there.")
+@click.option(
+    "--member-key", type=click.Path(path_type=Path), metavar="FILE", help="Write a key for members only there."
+)
 @click.option("--key-file", type=click.Path(path_type=Path), metavar="FILE", help="Use this key file.")
 @click.option("--expect", metavar="NAMES", default="", help="Workers that will come, with commas; ids in this order.")
 @click.option("--heartbeat-interval", default=0.5, show_default=True, help="Seconds between two reports of a member.")
@@ -28,6 +31,7 @@ def broker(
     bind: str,
     cluster: str,
     new_key: Path | None,
+    member_key: Path | None,
     key_file: Path | None,
     expect: str,
     heartbeat_interval: float,
@@ -49,5 +53,5 @@ def broker(
         raise click.UsageError("--new-key, --key-file and --insecure exclude one another")
     expected = tuple(name.strip() for name in expect.split(",") if name.strip())
     times = RegistryOptions.made_of(heartbeat_interval, death_timeout, silence_timeout)
-    order = BrokerOrder(cluster, bind, key_file, new_key, expected, not insecure, times)
+    order = BrokerOrder(cluster, bind, key_file, new_key, member_key, expected, not insecure, times)
     ctx.exit(run_broker(order, os.environ, click.echo))

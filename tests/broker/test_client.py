@@ -9,6 +9,7 @@ from zrpc.broker.client import BrokerClient
 from zrpc.clock import monotonic
 from zrpc.errors import (
     BrokerUnreachable,
+    ConfigError,
     GroupTimeout,
     InvalidName,
     InvalidTransition,
@@ -346,3 +347,27 @@ def test_one_asked_to_stop_while_joining_does_not_join() -> None:
             cluster.driver("a", world_size=2).client.join(
                 monotonic() + LONG, lambda progress: broker.request_stop(None, "enough")
             )
+
+
+def test_with_a_members_key_one_gets_in_and_cannot_act_as_the_broker() -> None:
+    with running("tcp") as cluster:
+        transport = ZmqTransport(KEYRING.for_members(), "member")
+        client = BrokerClient(transport, cluster.address, Hello("a", 1, "tcp://h:1"))
+        assert client.join(monotonic() + LONG).cluster == "test"
+        client.close()
+        transport.close()
+        with pytest.raises(ConfigError, match="nobody can act as the broker with it"):
+            ZmqTransport(KEYRING.for_members(), "broker")
+
+
+def test_a_listener_with_a_members_key_is_no_broker_to_anybody() -> None:
+    """A trainer that binds where the broker was: who looks for the broker there is not taken in."""
+    trainer = ZmqTransport(KEYRING.for_members(), "member")
+    false_broker = trainer.listen("tcp://127.0.0.1:0", "member")
+    transport = ZmqTransport(KEYRING, "member")
+    client = BrokerClient(transport, false_broker.address, Hello("a", 1, "tcp://h:1"))
+    with pytest.raises(BrokerUnreachable):
+        client.join(monotonic() + 0.5)
+    assert false_broker.receive() is None
+    transport.close()
+    trainer.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from zrpc.errors import KeyFileError
-from zrpc.transport.curve import Keyring, load_key_file, new_keyring, write_key_file
+from zrpc.transport.curve import KeyPair, Keyring, load_key_file, new_keyring, parse_key, write_key_file
 
 
 def test_a_key_file_round_trip_and_its_mode(tmp_path: Path) -> None:
@@ -74,3 +74,25 @@ def test_a_missing_file_and_a_file_that_exists(tmp_path: Path) -> None:
     path = write_key_file(new_keyring("c"), tmp_path / "key")
     with pytest.raises(KeyFileError, match="exists already"):
         write_key_file(new_keyring("c"), path)
+
+
+def test_a_members_key_file_has_its_pair_and_not_the_brokers_secret(tmp_path: Path) -> None:
+    whole = new_keyring("c")
+    target = write_key_file(whole.for_members(), tmp_path / "members.key")
+    members = load_key_file(target)
+    assert members == whole.for_members() == members.for_members()
+    assert members.pair("member") == whole.pair("member")
+    assert members.pair("broker") == KeyPair(whole.pair("broker").public, b"")
+    assert members.fingerprint() == whole.fingerprint()
+    text = target.read_text()
+    assert whole.secret.hex() not in text
+    assert whole.pair("broker").secret.decode() not in text
+    with pytest.raises(ValueError, match="no role 'king'"):
+        members.pair("king")
+
+
+@pytest.mark.parametrize("change", [{"broker": "short"}, {"member": 7}, {"cluster": None}, {"fingerprint": 1}])
+def test_a_malformed_members_key_file_is_refused(change: dict[str, object]) -> None:
+    value = {**json.loads(new_keyring("c").for_members().to_json()), **change}
+    with pytest.raises(KeyFileError, match="it is not a zrpc key file"):
+        parse_key(json.dumps(value), "key")

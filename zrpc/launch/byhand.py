@@ -29,6 +29,8 @@ class BrokerOrder:
     bind: str = "tcp://127.0.0.1:0"
     key_file: Path | None = None
     new_key: Path | None = None
+    member_key: Path | None = None
+    """Where to write the members' key too."""
     expected: tuple[str, ...] = ()
     secure: bool = True
     options: RegistryOptions = field(default_factory=RegistryOptions)
@@ -44,6 +46,8 @@ def run_broker(order: BrokerOrder, environ: Mapping[str, str], say: Say) -> int:
         directory = RunDirectory.create(order.cluster, environ)
         try:
             keyring, key_file = _keys(order, directory)
+            if keyring is not None and order.member_key is not None:
+                key_file = write_key_file(keyring.for_members(), order.member_key).resolve()
             cluster = order.cluster if keyring is None else keyring.cluster
             request = BrokerRequest(
                 cluster,

@@ -119,9 +119,10 @@ class Launcher:
         config = self._loaded.config
         keyring = new_keyring(config.cluster) if config.security else None
         if keyring is not None:
-            write_key_file(keyring, directory.key_file)
+            write_key_file(keyring, directory.broker_key_file)
+            write_key_file(keyring.for_members(), directory.key_file)
         workers = tuple(charge.name for charge in charges_of(config) if not charge.is_job)
-        key_file = None if keyring is None else directory.key_file
+        key_file = None if keyring is None else directory.broker_key_file
         times = config.broker
         options = RegistryOptions.made_of(times.heartbeat_interval, times.death_timeout, times.silence_timeout)
         request = BrokerRequest(

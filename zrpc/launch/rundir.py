@@ -3,7 +3,8 @@
 One rule: nobody but the user can read them (0700), and what is secret (0600 besides) goes when the cluster goes.
 
     <base>/<cluster>-<random>/   cluster.json   who runs here: address, key file, launcher (see `RunRecord`)
-                                 key            the cluster's secret
+                                 key            the members' key, which cannot act as the broker
+                                 broker.key     the cluster's secret, for the broker's process
                                  logs/NAME.log  what each process printed
 
 <base> is $XDG_RUNTIME_DIR/zrpc, or zrpc-<uid> in the directory for temporary files.
@@ -28,6 +29,7 @@ from zrpc.errors import ConfigError
 FORMAT = 1
 RECORD = "cluster.json"
 KEY = "key"
+BROKER_KEY = "broker.key"
 LOGS = "logs"
 KEPT = 5
 """Directories of clusters that failed, with their logs, that are kept for their user."""
@@ -83,6 +85,7 @@ class RunDirectory:
     def __init__(self, path: Path, is_own: bool) -> None:
         self.path = path
         self.key_file = path / KEY
+        self.broker_key_file = path / BROKER_KEY
         self.logs = path / LOGS
         self._is_own = is_own
         self.logs.mkdir(mode=0o700, exist_ok=True)
@@ -113,11 +116,11 @@ class RunDirectory:
         return record
 
     def finish(self, keep_logs: bool) -> bool:
-        """Remove the secret and the note; and everything, if the place was ours and nobody wants the logs.
+        """Remove the secrets and the note; and everything, if the place was ours and nobody wants the logs.
 
         Returns whether the logs are still there.
         """
-        for name in (RECORD, KEY):
+        for name in (RECORD, KEY, BROKER_KEY):
             (self.path / name).unlink(missing_ok=True)
         if keep_logs or not self._is_own:
             return True
@@ -136,7 +139,7 @@ def _take(path: Path) -> Path:
     record = read_record(path)
     if record is not None and record.is_running():
         raise ConfigError(f"run directory {path}", [f"cluster {record.cluster!r} runs there (process {record.pid})"])
-    for name in (RECORD, KEY):
+    for name in (RECORD, KEY, BROKER_KEY):
         (path / name).unlink(missing_ok=True)
     return path.resolve()
 

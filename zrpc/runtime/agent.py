@@ -188,7 +188,7 @@ class Agent:
         )
         self.inspection = Inspection(self, TraceDesk(self.tracer, find_sink), clock)
         self.leaving = Draining(identity, self.callee, self.caller, self.executor, client, clock)
-        self.vigil = Vigil(transport, self.peers, self.caller, self.receiver, self._give_up, self._has_broker, clock)
+        self.vigil = Vigil(transport, self.peers, self.caller, self.receiver, self._give_up, self.has_broker, clock)
         self.watch = MembershipWatch(identity.info.name, client.members, clock, self._prepare_thread)
         self.at_join: list[Callable[[Member], None]] = []
         """Called with each worker that joins, by the receiving thread."""
@@ -244,6 +244,10 @@ class Agent:
         """Something that `wait_released` waits for may have come."""
         with self._ending:
             self._ending.notify_all()
+
+    def has_broker(self) -> bool:
+        """Whether the broker knows this worker, as far as this worker knows."""
+        return self._broker_lost_at is None
 
     def missing_for_shutdown(self) -> tuple[str, ...]:
         """Members that have not asked to end yet, as far as the broker has said."""
@@ -472,9 +476,6 @@ class Agent:
         peer = self.peers.lose(key, why)
         if peer is not None:
             self.caller.lose(peer, why)
-
-    def _has_broker(self) -> bool:
-        return self._broker_lost_at is None
 
     def request_stop(self, why: str) -> None:
         """Make `zrpc.serve` return."""

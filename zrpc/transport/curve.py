@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from zmq.utils import z85
 from zrpc.errors import ConfigError, KeyFileError
 
 FORMAT = 1
+MEMBER_FORMAT = 2
+"""A key file for members only: without the cluster's secret, and so without the broker's."""
 SECRET_BYTES = 32
 ROLES = ("broker", "member")
 
@@ -55,6 +58,41 @@ class Keyring:
         """Sixteen hex digits that tell two secrets apart and reveal nothing of them."""
         return hashlib.blake2b(self.secret, digest_size=8, person=b"zrpc key id").hexdigest()
 
+    def for_members(self) -> MemberKeyring:
+        """What a member needs: its own pair, and the broker's public key. Nobody can act as the broker with it."""
+        return MemberKeyring(self.cluster, b"", self.pair("broker").public, self.pair("member"), self.fingerprint())
+
+    def to_json(self) -> str:
+        """The text of a key file."""
+        return json.dumps({"zrpc-key": FORMAT, "cluster": self.cluster, "secret": self.secret.hex()})
+
+
+@dataclass(frozen=True)
+class MemberKeyring(Keyring):
+    """A cluster's keys without the broker's secret."""
+
+    broker: bytes = b""
+    """The broker's public key."""
+    member: KeyPair = KeyPair(b"", b"")
+    named: str = ""
+    """The fingerprint of the whole keyring."""
+
+    def pair(self, role: str) -> KeyPair:
+        """As of a whole keyring, but the broker's pair has no secret half."""
+        if role not in ROLES:
+            raise ValueError(f"no role {role!r}; there are {ROLES}")
+        return self.member if role == "member" else KeyPair(self.broker, b"")
+
+    def fingerprint(self) -> str:
+        return self.named
+
+    def for_members(self) -> MemberKeyring:
+        return self
+
+    def to_json(self) -> str:
+        texts = {"broker": self.broker.decode(), "member": self.member.secret.decode(), "fingerprint": self.named}
+        return json.dumps({"zrpc-key": MEMBER_FORMAT, "cluster": self.cluster, **texts})
+
 
 def new_keyring(cluster: str) -> Keyring:
     """A fresh secret for a cluster."""
@@ -64,7 +102,7 @@ def new_keyring(cluster: str) -> Keyring:
 def write_key_file(keyring: Keyring, path: str | os.PathLike[str]) -> Path:
     """Write a key file that only its owner can read. Raises `KeyFileError` when it exists already."""
     target = Path(path)
-    text = json.dumps({"zrpc-key": FORMAT, "cluster": keyring.cluster, "secret": keyring.secret.hex()}) + "\n"
+    text = keyring.to_json() + "\n"
     try:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -103,14 +141,29 @@ def parse_key(text: str, source: str) -> Keyring:
     remedy = "It should be a file that `zrpc launch` or `zrpc broker --new-key` made."
     try:
         value = json.loads(text)
+        if value["zrpc-key"] == MEMBER_FORMAT:
+            return _member_keyring(value)
         version, cluster, secret = value["zrpc-key"], value["cluster"], bytes.fromhex(value["secret"])
-    except (ValueError, KeyError, TypeError):
+    except (AttributeError, ValueError, KeyError, TypeError):
         raise KeyFileError(source, "it is not a zrpc key file", remedy) from None
     if version != FORMAT:
         raise KeyFileError(source, f"it has format {version!r}, this version reads {FORMAT}", remedy)
     if not isinstance(cluster, str) or len(secret) != SECRET_BYTES:
         raise KeyFileError(source, f"its secret is {len(secret)} bytes, not {SECRET_BYTES}", remedy)
     return Keyring(cluster, secret)
+
+
+def _member_keyring(value: Mapping[str, str]) -> MemberKeyring:
+    """Raises `ValueError`, `KeyError` or `TypeError` for what is none."""
+    cluster, named = value["cluster"], value["fingerprint"]
+    broker, secret = value["broker"].encode("ascii"), value["member"].encode("ascii")
+    if (
+        not isinstance(cluster, str)
+        or not isinstance(named, str)
+        or any(len(z85.decode(k)) != 32 for k in (broker, secret))
+    ):
+        raise ValueError("no member's key")
+    return MemberKeyring(cluster, b"", broker, KeyPair(zmq.curve_public(secret), secret), named)
 
 
 def require_curve() -> None:

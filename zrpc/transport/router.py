@@ -360,6 +360,9 @@ class ZmqTransport:
         limits: Limits = DEFAULT_LIMITS,
         broker_heartbeats_ms: tuple[int, int] = HEARTBEATS_MS["broker"],
     ) -> None:
+        if keyring is not None and not keyring.pair(own_role).secret:
+            why = "the key file is one for members: nobody can act as the broker with it"
+            raise ConfigError(f"role {own_role}", [why])
         self._heartbeats_ms = {**HEARTBEATS_MS, "broker": broker_heartbeats_ms}
         self._keyring = keyring
         self._limits = limits
