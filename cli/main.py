@@ -15,7 +15,7 @@ from zrpc.errors import ZrpcError
 from zrpc.launch.exits import epilog, exit_code_for
 from zrpc.version import __version__
 
-COMMANDS = "launch broker worker status events call trace scale stop config doctor completion".split()
+from . import COMMANDS
 
 
 class Commands(click.Group):

@@ -14,8 +14,8 @@ import time
 import psutil
 
 import zrpc
+from examples.elastic import functions as f
 from examples.elastic import server
-from examples.quickstart import functions as f
 from examples.quickstart.data import load
 
 LOOK = 0.5

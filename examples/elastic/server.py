@@ -8,7 +8,7 @@ import threading
 import torch
 from torch import Tensor
 
-from examples.quickstart import functions as f
+from examples.elastic import functions as f
 
 _lock = threading.Lock()
 _parameters = f.initial_parameters(0, f.PIXELS, f.HIDDEN, f.CLASSES)

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import zrpc
+from examples.elastic import functions as f
 from examples.elastic import server
-from examples.quickstart import functions as f
 from examples.quickstart.data import load
 from zrpc.errors import Unavailable
 
