@@ -14,6 +14,7 @@ sentence from them: what failed, on which worker, why, and what to do next.
     |   |-- ArgumentMismatch           arguments that do not fit a TorchScript schema
     |   |-- EncodeError                a value that cannot be put in a message (names the path to it)
     |   |-- LimitExceeded              a message, name or count over a configured limit
+    |   |-- Overloaded                 more calls under way than max_pending_bytes allows
     |   |-- RRefMisuse                 local_value() on a user, an RRef pickled outside a call, ...
     |   `-- AutogradMisuse             no context of that id, roots without a graph, ...
     |-- Unavailable                    the other side cannot be reached now
@@ -162,6 +163,20 @@ class LimitExceeded(LocalFault):
 
 class RRefMisuse(LocalFault):
     """An operation that this RRef, here and now, does not have."""
+
+
+class Overloaded(LocalFault):
+    """More bytes of calls are under way than are allowed, and calls are to fail then (`when_full: fail`)."""
+
+    def __init__(self, worker: str, size: int, limit: int) -> None:
+        self.worker = worker
+        self.size = size
+        self.limit = limit
+        super().__init__(
+            f"a call of {size} bytes to worker {worker!r} was not made: with those that wait for their replies it would be "
+            f"over the limit of {limit} bytes (max_pending_bytes). Wait for replies first, raise the limit, or set "
+            "when_full to block."
+        )
 
 
 # ---------------------------------------------------------------------------------------- unavailable

@@ -30,6 +30,7 @@ _NUMBERS = (
     ("max_code_bytes", 0, _ANY),
     ("max_nesting", 1, 1000),
     ("max_pending_calls", 1, _ANY),
+    ("max_pending_bytes", 1, _ANY),
     ("shared_memory_bytes", 0, _ANY),
 )
 CODECS = ("script", "python", "builtin")
@@ -67,6 +68,10 @@ class AgentOptions:
     """Values of TorchScript calls that are nested deeper are refused; no more than 1000, which the C stack bears."""
     max_pending_calls: int = 65_536
     """Calls of one caller that may be under way here; more are refused."""
+    max_pending_bytes: int = 1 << 30
+    """Bytes of asynchronous calls to one worker that wait for their replies; one call may be larger. Twice that to all."""
+    when_full: str = "block"
+    """What a call does that would be more: 'block' until there is room (or its deadline), or 'fail' with `Overloaded`."""
     security: bool = True
     """CURVE encryption and authentication. Off lets anybody who reaches the port run code here."""
     lanes: bool = True
@@ -97,6 +102,8 @@ class AgentOptions:
                 problems.append(f"{field}: expected {expected}, not {value!r}")
         if not isinstance(self.allow, tuple) or not all(isinstance(pattern, str) and pattern for pattern in self.allow):
             problems.append(f"allow: expected names of functions, or patterns, not {self.allow!r}")
+        if self.when_full not in ("block", "fail"):
+            problems.append(f"when_full: expected block or fail, not {self.when_full!r}")
         if problems:
             raise ConfigError("agent options", problems)
 

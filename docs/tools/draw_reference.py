@@ -56,6 +56,7 @@ REMEDIES: Mapping[str, str] = {
     "ArgumentMismatch": "call with what the schema in the message says; nothing was sent",
     "EncodeError": "send another value; the message has the path to the part that cannot go",
     "LimitExceeded": "send less at once, or raise the limit on both sides",
+    "Overloaded": "wait for replies first, raise `max_pending_bytes`, or have calls wait (`when_full: block`)",
     "RRefMisuse": "use `to_here()` on a user, `local_value()` at the owner, and pass references in calls only",
     "AutogradMisuse": "the message says what a context or the roots of a pass must be",
     "BrokerUnreachable": "is the broker running, is the address right, is it the same key file?",

@@ -158,6 +158,8 @@ class Options(Model):
     accept_code: Flag | None = None
     code_cache_bytes: Annotated[int, Field(strict=True, ge=0), Expect("a number of bytes, 0 or more")] | None = None
     max_message_bytes: Bytes | None = None
+    max_pending_bytes: Bytes | None = None
+    when_full: Annotated[Literal["block", "fail"], Expect("block or fail")] | None = None
     lanes: Flag | None = None
     shared_memory_bytes: Annotated[int, Field(strict=True, ge=0), Expect("a number of bytes, 0 or more")] | None = None
     drain_timeout: Seconds | None = None

@@ -8,6 +8,9 @@ cancellation) completes it; everyone who comes later finds nothing and does noth
                           |------lose(worker)-----------> ended
                           '------finish(cancel)---------> ended
 
+It also counts the bytes of what is pending, for each worker and in all: whoever makes calls faster than they are answered
+is held back by `has_room`.
+
 The table holds no lock and reads no clock: its driver gives it one owner at a time, and tells it `now`.
 """
 
@@ -38,7 +41,10 @@ class CallTable(Generic[T]):
     """Pending calls by message id; `T` is whatever the driver needs to complete one."""
 
     def __init__(self) -> None:
-        self._pending: dict[int, tuple[WorkerKey, T]] = {}
+        self._pending: dict[int, tuple[WorkerKey, T, int]] = {}
+        self._bytes_of: dict[WorkerKey, int] = {}
+        self.pending_bytes = 0
+        """Sizes of all pending calls together."""
         self._deadlines: list[tuple[float, int]] = []
         self._begun = self._finished = self._expired = self._lost = 0
 
@@ -48,14 +54,39 @@ class CallTable(Generic[T]):
     def __repr__(self) -> str:
         return f"<CallTable pending={len(self._pending)} next={self.next_deadline()}>"
 
-    def begin(self, message_id: int, worker: WorkerKey, call: T, deadline: float | None) -> None:
-        """A call is about to be sent. Its message id must be new."""
+    def begin(self, message_id: int, worker: WorkerKey, call: T, deadline: float | None, size: int = 0) -> None:
+        """A call of `size` bytes is about to be sent. Its message id must be new."""
         if message_id in self._pending:
             raise ValueError(f"message id {message_id} is pending already")
-        self._pending[message_id] = (worker, call)
+        self._pending[message_id] = (worker, call, size)
+        if size:
+            self._bytes_of[worker] = self._bytes_of.get(worker, 0) + size
+            self.pending_bytes += size
         self._begun += 1
         if deadline is not None:
             heapq.heappush(self._deadlines, (deadline, message_id))
+
+    def has_room(self, worker: WorkerKey, size: int, limit: int, total: int) -> bool:
+        """Whether a call of `size` bytes leaves what is pending within `limit` for the worker and `total` for all.
+
+        One call always may be pending, however large it is.
+        """
+        of_worker = self._bytes_of.get(worker, 0)
+        return (not of_worker or of_worker + size <= limit) and (
+            not self.pending_bytes or self.pending_bytes + size <= total
+        )
+
+    def _take(self, message_id: int) -> tuple[WorkerKey, T, int] | None:
+        found = self._pending.pop(message_id, None)
+        if found is not None and found[2]:
+            worker, _, size = found
+            self.pending_bytes -= size
+            left = self._bytes_of[worker] - size
+            if left:
+                self._bytes_of[worker] = left
+            else:
+                del self._bytes_of[worker]
+        return found
 
     def get(self, message_id: int) -> T | None:
         """The pending call of that id; it stays pending."""
@@ -64,7 +95,7 @@ class CallTable(Generic[T]):
 
     def finish(self, message_id: int) -> T | None:
         """Take a call out, to complete it. None when it has ended already (a late or repeated reply)."""
-        found = self._pending.pop(message_id, None)
+        found = self._take(message_id)
         if found is None:
             return None
         self._finished += 1
@@ -77,7 +108,7 @@ class CallTable(Generic[T]):
         late: list[T] = []
         heap = self._deadlines
         while heap and heap[0][0] <= now:
-            found = self._pending.pop(heapq.heappop(heap)[1], None)
+            found = self._take(heapq.heappop(heap)[1])
             if found is not None:
                 late.append(found[1])
         self._expired += len(late)
@@ -85,15 +116,17 @@ class CallTable(Generic[T]):
 
     def lose(self, worker: WorkerKey) -> list[T]:
         """Take out the calls that wait for a worker that is gone, oldest first."""
-        ids = [message_id for message_id, (key, _) in self._pending.items() if key == worker]
+        ids = [message_id for message_id, (key, *_) in self._pending.items() if key == worker]
         self._lost += len(ids)
-        return [self._pending.pop(message_id)[1] for message_id in ids]
+        return [taken[1] for taken in map(self._take, ids) if taken is not None]
 
     def drain(self) -> list[T]:
         """Take all out: the agent closes."""
-        calls = [call for _, call in self._pending.values()]
+        calls = [call for _, call, _ in self._pending.values()]
         self._lost += len(calls)
         self._pending.clear()
+        self._bytes_of.clear()
+        self.pending_bytes = 0
         self._deadlines.clear()
         return calls
 

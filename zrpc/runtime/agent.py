@@ -58,6 +58,7 @@ from zrpc.runtime.identity import Identity
 from zrpc.runtime.inspection import Inspection, read_map, write_map
 from zrpc.runtime.lanes import ASK_TIMEOUT, Lanes
 from zrpc.runtime.peers import Address, LoopbackPeer, Peer, PeerBook
+from zrpc.runtime.pending import PendingCalls
 from zrpc.runtime.profiling import Completion, is_asked
 from zrpc.runtime.receiver import Receiver, Source
 from zrpc.runtime.references import References
@@ -166,8 +167,17 @@ class Agent:
         )
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(options.accept_code, options.code_cache_bytes, options.max_code_bytes)
+        pending = PendingCalls(clock, options.max_pending_bytes, options.when_full == "fail")
         self.caller = Caller(
-            identity, self.peers, self.receiver, self.values, self.meter, options.rpc_timeout, clock, self.tracer
+            identity,
+            self.peers,
+            self.receiver,
+            self.values,
+            self.meter,
+            options.rpc_timeout,
+            clock,
+            self.tracer,
+            pending,
         )
         self.retrying = Retrying(self.caller, self.receiver, self.members, identity.info.name, clock)
         self.loop = EventLoop(f"zrpc-{identity.info.name}-asyncio", self._prepare_thread)

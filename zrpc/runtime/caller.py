@@ -25,6 +25,7 @@ from zrpc.errors import (
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import WorkerKey
 from zrpc.runtime.callables import Target, identify, refuse_script_method
+from zrpc.runtime.context import running
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.identity import Identity
@@ -57,6 +58,7 @@ class Caller:
         rpc_timeout: float,
         clock: Clock = monotonic,
         tracer: Tracer | None = None,
+        pending: PendingCalls | None = None,
     ) -> None:
         self._identity = identity
         self._peers = peers
@@ -66,7 +68,7 @@ class Caller:
         self.rpc_timeout = rpc_timeout
         self._clock = clock
         self._tracer = tracer or Tracer()
-        self._pending = PendingCalls(clock)
+        self._pending = PendingCalls(clock) if pending is None else pending
         self._next_id = itertools.count(1)
         self.refuses_script_methods = False
         """Whether a method of a ScriptModule is refused as in torch, where programs may count on that."""
@@ -409,7 +411,13 @@ class Caller:
         """Send a call on the peer's link; its reply completes it."""
         peer = call.peer
         frames = self._pack(call.envelope, peer)
-        is_one_of_many = self._pending.begin(call)
+        # Calls made inside of calls are not held back: two workers that call each other could wait for each other.
+        is_held_back = running.scope is None and call.envelope.kind <= Kind.REMOTE_CALL and not peer.is_self
+        try:
+            is_one_of_many = self._pending.begin(call, size_of(frames), is_held_back)
+        except BaseException:
+            self._values.take_back(call.envelope, peer.key)
+            raise
         if call.envelope.span is not None:
             call.envelope.span[SENT] = perf_ns()
         try:

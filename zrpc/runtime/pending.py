@@ -8,9 +8,10 @@ from __future__ import annotations
 import threading
 
 from zrpc.clock import Clock, time_left
-from zrpc.errors import LocalFault, WorkerLost
+from zrpc.errors import CallTimeout, LocalFault, Overloaded, WorkerLost
 from zrpc.protocol.calls import CallTable, WorkerKey
 from zrpc.runtime.callables import Target
+from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.peers import Peer
 from zrpc.runtime.profiling import Completion, ProfiledCall
 from zrpc.runtime.values import forks_of
@@ -61,9 +62,16 @@ def check_timeout(timeout: float) -> float:
 
 
 class PendingCalls:
-    """The table of `protocol.calls`, for threads."""
+    """The table of `protocol.calls`, for threads.
 
-    def __init__(self, clock: Clock) -> None:
+    `limit` bounds the bytes of calls to one worker, and twice that those of all: who would make more waits, or fails
+    (`fails_when_full`).
+    """
+
+    def __init__(self, clock: Clock, limit: int = 1 << 62, fails_when_full: bool = False) -> None:
+        self._limit = limit
+        self._fails_when_full = fails_when_full
+        self._held_back = 0
         self._clock = clock
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -71,14 +79,48 @@ class PendingCalls:
         self._cancelled: dict[int, PendingCall] = {}  # with references in them that their replies will settle
         self._is_closed = False
 
-    def begin(self, call: PendingCall) -> bool:
-        """A call is about to be sent; returns whether it is one of many. Raises `WorkerLost` after a shutdown."""
+    def begin(self, call: PendingCall, size: int = 0, is_held_back: bool = False) -> bool:
+        """A call of `size` bytes is about to be sent; returns whether it is one of many.
+
+        Raises `WorkerLost` after a shutdown. If it `is_held_back`, it waits first while too many bytes are under way,
+        and may raise `Overloaded` or `CallTimeout`.
+        """
+        if is_held_back and not self._has_room(call, size):
+            self._wait_for_room(call, size)
         with self._lock:
             if self._is_closed:
                 raise WorkerLost(call.peer.info.name, "this worker has shut down", "calling it")
             is_one_of_many = len(self._table) >= MANY
-            self._table.begin(call.message_id, call.peer.key, call, call.deadline)
+            self._table.begin(call.message_id, call.peer.key, call, call.deadline, size)
             return is_one_of_many
+
+    def _has_room(self, call: PendingCall, size: int) -> bool:
+        return self._table.has_room(call.peer.key, size, self._limit, 2 * self._limit)
+
+    def _wait_for_room(self, call: PendingCall, size: int) -> None:
+        peer = call.peer
+        if self._fails_when_full:
+            raise Overloaded(peer.info.name, size, self._limit)
+        with blocking_here(), self._lock:
+            self._held_back += 1
+            try:
+                while not self._has_room(call, size):
+                    left = time_left(call.deadline, self._clock())
+                    if left == 0.0:
+                        raise CallTimeout(peer.info.name, call.target.name, call.timeout)
+                    if self._is_closed or peer.lost is not None:
+                        return  # sending it says so
+                    self._idle.wait(left)
+            finally:
+                self._held_back -= 1
+
+    def held_back(self) -> int:
+        """Callers that wait for room."""
+        return self._held_back
+
+    def pending_bytes(self) -> int:
+        """Bytes of all calls that are counted."""
+        return self._table.pending_bytes
 
     def get(self, message_id: int) -> PendingCall | None:
         """A call, which stays."""
@@ -89,7 +131,7 @@ class PendingCalls:
         """Take a call out; None if that was done before."""
         with self._lock:
             call = self._table.finish(message_id)
-            if not len(self._table):
+            if self._held_back or not len(self._table):
                 self._idle.notify_all()
             return call
 
@@ -126,6 +168,7 @@ class PendingCalls:
         """Take out all calls, and take no more."""
         with self._lock:
             self._is_closed = True
+            self._idle.notify_all()
             return self._table.drain()
 
     def workers(self) -> set[WorkerKey]:
