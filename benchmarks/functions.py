@@ -12,6 +12,15 @@ def python_add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x + y
 
 
+def python_echo(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def python_count(value: object) -> int:
+    """How many tensors there are in a value, or numbers in a tensor."""
+    return value.numel() if isinstance(value, torch.Tensor) else len(value)  # type: ignore[arg-type]
+
+
 def small_tensors() -> tuple[torch.Tensor, torch.Tensor]:
     """Two float32[8]: the arguments of a small call."""
     return torch.rand(8), torch.rand(8)

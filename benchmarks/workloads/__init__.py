@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.scale import Scale
-from benchmarks.workloads import backward, cpu, pipelined, references, startup, sync
+from benchmarks.workloads import backward, bulk, cpu, odd, pipelined, references, startup, sync
 from benchmarks.workloads.base import Client, Metric
 
 PAIRED: dict[str, Callable[[Client, Scale], dict[str, float]]] = {
@@ -14,6 +14,8 @@ PAIRED: dict[str, Callable[[Client, Scale], dict[str, float]]] = {
     "references": references.run,
     "backward": backward.run,
     "cpu": cpu.run,
+    "bulk": bulk.run,
+    "odd": odd.run,
 }
 STARTUP = "startup"
 NAMES = (*PAIRED, STARTUP)
@@ -24,5 +26,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "references": references.METRICS,
     "backward": backward.METRICS,
     "cpu": cpu.METRICS,
+    "bulk": bulk.METRICS,
+    "odd": odd.METRICS,
     STARTUP: startup.METRICS,
 }

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zrpc.errors import EncodeError
+from zrpc.errors import EncodeError, FrameError
 from zrpc.serialization.dtypes import DTYPE_NUMBERS
 from zrpc.serialization.pickler import Encoded, dumps_python, dumps_script, loads_python, loads_script
+from zrpc.serialization.rebuild import StorageReader
 from zrpc.serialization.tensors import COPY_BYTES
 
 PLAIN = [d for d in DTYPE_NUMBERS if not str(d).startswith(("torch.q", "torch.bits"))]
@@ -273,3 +274,13 @@ def test_a_layout_without_a_form_is_named() -> None:
         return
     with pytest.raises(EncodeError, match=r"args\[1\].*_mkldnn"):
         dumps_script((1, torch.randn(2, 2).to_mkldnn()), root="args")
+
+
+@pytest.mark.parametrize("columns", [[[0, 0], [1, 1]], [[1, 0], [0, 0]], [[0, 1, 0], [0, 0, 1]]])
+def test_a_sparse_tensor_is_not_believed_to_be_coalesced(columns: list[list[int]]) -> None:
+    reader = StorageReader([])
+    indices = torch.tensor(columns)
+    values = torch.ones(indices.shape[1])
+    with pytest.raises(FrameError, match="not in order"):
+        reader.sparse_coo(indices, values, (2, 2), True, 0)
+    assert not reader.sparse_coo(indices, values, (2, 2), False, 0).is_coalesced()

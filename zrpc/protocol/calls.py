@@ -132,7 +132,7 @@ class CallTable(Generic[T]):
 
     def workers(self) -> set[WorkerKey]:
         """The workers that calls wait for."""
-        return {key for key, _ in self._pending.values()}
+        return {key for key, *_ in self._pending.values()}
 
     def next_deadline(self) -> float | None:
         """When `expire` must be called next."""

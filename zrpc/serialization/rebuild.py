@@ -134,6 +134,17 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def _is_increasing(indices: torch.Tensor) -> bool:
+    """Whether each column of indices is above the one before it. torch's own check takes ten times as long, and more where
+    its threads have to wait for each other."""
+    rows = indices.numpy()
+    before, after = rows[:, :-1], rows[:, 1:]
+    above = np.zeros(before.shape[1], np.bool_)
+    for row in range(len(rows) - 1, -1, -1):
+        above = (before[row] < after[row]) | ((before[row] == after[row]) & above)
+    return bool(above.all())
+
+
 class StorageReader:
     """The storages of one received message, made when a tensor first asks for them.
 
@@ -261,8 +272,11 @@ class StorageReader:
             _check_tensor(values, "its value tensor"),
             _check_sizes(shape, "its shape"),
             check_invariants=True,
-            is_coalesced=coalesced if coalesced is True else None,
         )
+        if coalesced is True:
+            if not _is_increasing(indices):
+                raise _fail("it is called coalesced, but its indices are not in order")
+            tensor = tensor._coalesced_(True)
         return _finish(tensor, _check_flags(flags) & REQUIRES_GRAD)
 
     def sparse_compressed(
