@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -271,3 +273,13 @@ def test_no_job_is_lost_while_threads_come_and_go() -> None:
     mailbox.wake()
     assert executor.stop(LONG)
     assert executor.statistics().queued == 0
+
+
+def test_an_idle_thread_holds_nothing_of_its_last_job(pool: tuple[Mailbox, Executor]) -> None:
+    _, executor = pool
+    thing = threading.Event()
+    gone = threading.Event()
+    weakref.finalize(thing, gone.set)
+    executor.submit(functools.partial(id, thing))
+    del thing
+    assert gone.wait(LONG)

@@ -272,7 +272,7 @@ class Executor:
                 else:
                     _local.turn = -1
                     self._call(*found)
-                    found = None  # an idle thread keeps nothing alive
+                    found = None  # what the job holds goes now, not when the next one comes
         finally:
             _local.executor = None
             with self._lock:
