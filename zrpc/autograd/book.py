@@ -24,8 +24,8 @@ from zrpc.errors import AutogradMisuse, FrameError, ZrpcError
 from zrpc.protocol.calls import WorkerKey
 from zrpc.protocol.contexts import ContextTable, SendCleanup, first_id
 from zrpc.protocol.outbox import Peer
+from zrpc.runtime.callee import Asker, Task
 from zrpc.runtime.context import running
-from zrpc.runtime.tasks import Asker, Task
 from zrpc.wire.envelope import Codec, Envelope, Kind
 from zrpc.wire.messages import Member
 
@@ -187,7 +187,8 @@ class ContextBook:
         pass_id = self._agent.info.id, next(self._passes)
         self.engine.running[context_id] += 1
         try:
-            run_pass(self.engine, context, pass_id, roots, retain_graph)
+            with self._agent.tracer.span("backward"):
+                run_pass(self.engine, context, pass_id, roots, retain_graph)
         finally:
             self.engine.running[context_id] -= 1
             self.engine.running += Counter()  # drops those at 0
@@ -196,9 +197,12 @@ class ContextBook:
 
     def on_backward(self, asker: Asker, envelope: Envelope, is_local: bool) -> None:
         """A message of a backward pass came. torch's engine may run long."""
+        if envelope.trace is not None:
+            self._agent.tracer.arrive(envelope, "backward")
         task = Task(asker, envelope, None, self._clock())
 
         def job() -> None:
+            self._agent.tracer.note_start(envelope)
             self._serve(task)
 
         if is_local:
