@@ -24,8 +24,8 @@ from zrpc.errors import AutogradMisuse, FrameError, ZrpcError
 from zrpc.protocol.calls import WorkerKey
 from zrpc.protocol.contexts import ContextTable, SendCleanup, first_id
 from zrpc.protocol.outbox import Peer
-from zrpc.runtime.callee import Asker, Task
 from zrpc.runtime.context import running
+from zrpc.runtime.tasks import Asker, Task
 from zrpc.wire.envelope import Codec, Envelope, Kind
 from zrpc.wire.messages import Member
 
