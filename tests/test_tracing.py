@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from zrpc import autograd
 from zrpc.errors import NotInitialized, WorkerLost
 from zrpc.runtime.context import current_agent, running
 from zrpc.telemetry.chrome import PHASES
@@ -169,3 +170,17 @@ def test_the_environment_names_a_file(cluster: LocalCluster, tmp_path: Path) -> 
     with trace_if_told({VARIABLE: str(tmp_path / "trace.json")}):
         assert cluster["a"].agent.tracer.is_on
     assert load(tmp_path / "trace.json")[1]["taken by"] == "a"
+
+
+def test_a_backward_pass_is_in_it(cluster: LocalCluster, tmp_path: Path) -> None:
+    w = torch.ones(3, requires_grad=True)
+    with trace(tmp_path / "trace.json"), autograd.context() as context_id:
+        loss = cluster["a"].rpc_sync("b", doubled, (w,)).sum()
+        autograd.backward(context_id, [loss])
+        assert torch.equal(autograd.get_gradients(context_id)[w], torch.full((3,), 2.0))
+    events, _ = load(tmp_path / "trace.json")
+    [whole] = [e for e in events if e["ph"] == "X" and e["cat"] == "block"]
+    served = [e for e in events if e["ph"] == "X" and e["cat"] == "served" and e["name"] == "backward"]
+    assert whole["name"] == "backward"
+    assert {e["pid"] for e in served} == {cluster[name].agent.info.id for name in "ab"}  # gradients go there, and back
+    assert all(whole["ts"] <= e["ts"] <= e["ts"] + e["dur"] <= whole["ts"] + whole["dur"] for e in served)

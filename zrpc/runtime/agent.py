@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from zrpc.clock import Clock, earliest, monotonic, perf_ns, time_left
+from zrpc.clock import Clock, earliest, monotonic, time_left
 from zrpc.errors import (
     FrameError,
     ProtocolFault,
@@ -74,7 +74,7 @@ from zrpc.serialization.pickler import Hooks
 from zrpc.telemetry.collect import TraceDesk
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.telemetry.otel import find_sink
-from zrpc.telemetry.trace import STARTED, Tracer
+from zrpc.telemetry.trace import Tracer
 from zrpc.transport.base import Frames, Listener, Received, Transport
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, unpack
 from zrpc.wire.messages import Member
@@ -367,8 +367,7 @@ class Agent:
         recorder = self.values.join(envelope)
 
         def answer(value: Any, error: BaseException | None, codec: Codec) -> None:
-            if envelope.span is not None:
-                envelope.span[STARTED] = perf_ns()
+            self.tracer.note_start(envelope)
             if is_touch and is_asked(envelope):
                 self.callee.recordings.give(envelope)
             if error is not None:

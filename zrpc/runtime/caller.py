@@ -223,9 +223,7 @@ class Caller:
         if extra is None:
             self._record(envelope, peer)
         if self._tracer.is_on:
-            self._tracer.begin(envelope, what, peer.info.id)
-        if envelope.span is not None:
-            done = self._tracer.ending(envelope.span, done)
+            done = self._tracer.ending(self._tracer.begin(envelope, what, peer.info.id), done)
         target = Target(what, Codec.NONE)
         self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled))
         return message_id
@@ -262,6 +260,8 @@ class Caller:
         message_id = next(self._next_id)
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.autograd = autograd
+        if self._tracer.is_on:
+            done = self._tracer.ending(self._tracer.begin(envelope, what, peer.info.id), done)
         self._values.write(envelope, Codec.SCRIPT, value, peer.key, deadline)
         self._begin(PendingCall(message_id, peer, Target(what, Codec.NONE), envelope, deadline, timeout, done))
         return message_id
