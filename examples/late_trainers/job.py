@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -54,11 +54,11 @@ class Coordinator:
             self.changed.notify_all()
             return not self.is_enough
 
-    def wait_for(self, more: int) -> None:
-        """Wait until all together have made so many more steps."""
+    def wait_for(self, more: int, names: Sequence[str]) -> None:
+        """Wait until each of these has made so many more steps: a slow one has seen its part of the data too then."""
         with self.changed:
-            total = self.made.total() + more
-            while self.made.total() < total:
+            wanted = {name: self.made[name] + more for name in names}
+            while any(self.made[name] < steps for name, steps in wanted.items()):
                 if not self.changed.wait(PATIENCE):
                     raise TimeoutError(f"no step in {PATIENCE:g} s")
 
@@ -85,20 +85,22 @@ def accuracy(model: "zrpc.RRef[nn.Module]", hidden: int, test: Split) -> float:
 
 
 def main(trainers: int, steps: int, batch: int, rate: float, hidden: int, seed: int = 0) -> int:
-    """Train with so many trainers, for `steps` more when all have joined; returns 0 if the accuracy is as it should be."""
+    """Train with so many trainers, each for `steps` more when all have joined; returns 0 if the accuracy is as it should
+    be."""
     data, test = load(seed)
     shards = data.shards(trainers)
     model = zrpc.remote(SERVER, Classifier, args=(hidden, seed))
     coordinator = Coordinator()
     reference = zrpc.RRef(coordinator)
     with contextlib.ExitStack() as running:
-        ends = []
+        ends, names = [], []
         for index, shard in enumerate(shards):
             name = running.enter_context(trainer(index))
+            names.append(name)
             call = (model, shard, reference, hidden, batch, rate)
             ends.append(zrpc.rpc_async(name, train, args=call, timeout=0))
             print(f"{name} has joined at step {coordinator.made.total()}", flush=True)
-        coordinator.wait_for(steps)
+        coordinator.wait_for(steps, names)
         coordinator.is_enough = True
         torch.futures.wait_all(ends)
         found = accuracy(model, hidden, test)

@@ -55,15 +55,15 @@ def test_a_pipeline_with_micro_batches(tmp_path: Path) -> None:
 
 def test_trainers_that_join_late(tmp_path: Path) -> None:
     config = str(ROOT / "configs" / "late_trainers.yaml")
-    said = run(tmp_path, "zrpc.cli.main", "launch", config, "--set", "job.args.steps=300")
+    said = run(tmp_path, "zrpc.cli.main", "launch", config, "--set", "job.args.steps=200")
     joined = [(name, int(step)) for name, step in re.findall(r"(trainer-\d) has joined at step (\d+)", said)]
     assert [name for name, _ in joined] == ["trainer-0", "trainer-1", "trainer-2"]
     assert joined[0][1] == 0
     assert 0 < joined[1][1] < joined[2][1], "the others were training"
     made = re.search(r"(\d+) steps \(trainer-0 (\d+), trainer-1 (\d+), trainer-2 (\d+)\)", said)
     assert made is not None, said
-    assert int(made[1]) >= joined[2][1] + 300
-    assert all(int(steps) > 0 for steps in made.groups()[1:])
+    assert int(made[1]) >= joined[2][1] + 600
+    assert all(int(steps) >= 200 for steps in made.groups()[1:])
     accuracy = re.search(r"test accuracy (\d\.\d+) on 359 pictures", said)
     assert accuracy is not None
     assert float(accuracy[1]) >= 0.95
