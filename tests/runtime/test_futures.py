@@ -278,3 +278,33 @@ def test_callbacks_run_in_the_state_that_the_call_was_made_in(cluster: LocalClus
         assert through_a_callback() == (False, True)
         assert cluster["a"].rpc_sync(to, state) == (True, False), "the callee's is its own"
     assert cluster["a"].rpc_async(to, add, (1,)).then(state).wait() == (True, False)
+
+
+def live_futures() -> int:
+    gc.collect()
+    return sum(type(found) is Future for found in gc.get_objects())
+
+
+def see_it_fail(cluster: LocalCluster, how: str) -> None:
+    future: Any = cluster["a"].rpc_async("b", fail)
+    if how == "then":
+        future = future.then(lambda f: f.wait())
+    if how == "collect":
+        future = collect_all([future])
+    if how == "raising":
+        future = cluster["a"].rpc_async("b", add, (1,)).then(lambda _f: fail())
+    future.wait()
+
+
+@pytest.mark.parametrize("how", ["wait", "then", "collect", "raising"])
+def test_failed_calls_leave_nothing(cluster: LocalCluster, how: str) -> None:
+    before = live_futures()
+    for _ in range(10):
+        with pytest.raises((ValueError, RuntimeError)):
+            see_it_fail(cluster, how)
+    pause = threading.Event()
+    for _ in range(500):
+        if live_futures() <= before:
+            break
+        pause.wait(0.01)
+    assert live_futures() <= before

@@ -10,7 +10,7 @@ import torch
 
 from zrpc.clock import monotonic
 from zrpc.errors import CallTimeout, RRefLost, Unavailable
-from zrpc.runtime.owned import fresh
+from zrpc.runtime.raising import fresh, kept
 from zrpc.testing import FaultPlan, LocalCluster
 from zrpc.transport.base import RouteGone
 from zrpc.wire.envelope import Kind
@@ -59,7 +59,8 @@ def test_a_value_is_made_though_its_creator_cannot_be_told() -> None:
 def test_a_fresh_error_is_the_same_without_frames() -> None:
     with pytest.raises(CallTimeout) as caught:
         raise CallTimeout("w", "f", 1.5, "state")
-    error, copy = caught.value, fresh(caught.value)
+    error = kept(caught.value)
+    copy = fresh(error)
     assert copy is not error
     assert (type(copy), str(copy), vars(copy)) == (CallTimeout, str(error), vars(error))
     assert copy.__traceback__ is None

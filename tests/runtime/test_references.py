@@ -336,3 +336,19 @@ def test_a_lost_value_says_when_and_why() -> None:
             reference.to_here()
         assert lost.value.when is not None
         assert before <= lost.value.when <= wall()
+
+
+def use_in_vain(reference: RRef[Any], use: str) -> None:
+    held = reference
+    with pytest.raises(KeyError):
+        held.local_value() if use == "local" else held.to_here()
+
+
+def test_a_reference_whose_error_was_raised_can_still_be_let_go_of(cluster: LocalCluster) -> None:
+    here, there = cluster["a"].remote("a", raise_key_error), cluster["a"].remote("b", raise_key_error)
+    for _ in range(3):
+        use_in_vain(here, "local")
+        use_in_vain(here, "fetch")
+        use_in_vain(there, "fetch")
+    del here, there
+    assert eventually(lambda: references_left(cluster) == 0)

@@ -34,6 +34,7 @@ from zrpc.runtime.identity import Identity
 from zrpc.runtime.methods import backward, invoke, not_a_future, type_of
 from zrpc.runtime.profiling import Recordings, attach_profile, is_asked, run_recorded
 from zrpc.runtime.progress import describe_calls, describe_tasks
+from zrpc.runtime.raising import emptied
 from zrpc.runtime.recording import Recorder, recorder
 from zrpc.runtime.references import References
 from zrpc.runtime.tasks import Asker, Task, as_runtime_error, import_function, print_traceback
@@ -404,7 +405,8 @@ class Callee:
             self._meter.served(task.size, 0, error is not None)
             if task.envelope.extra is not None:
                 self.recordings.keep(task.envelope)
-            self._references.set_value(rref_id, value, error, Codec(task.envelope.codec))
+            kept_error = None if error is None else emptied(error)
+            self._references.set_value(rref_id, value, kept_error, Codec(task.envelope.codec))
             if task.envelope.span is not None:
                 self._tracer.end_served(task.envelope.span, "" if error is None else type(error).__name__)
             with contextlib.suppress(Unavailable):  # whoever asked for it is gone, and is lost to the references too

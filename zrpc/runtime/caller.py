@@ -34,6 +34,7 @@ from zrpc.runtime.inspection import read_map, write_map
 from zrpc.runtime.peers import Peer, PeerBook
 from zrpc.runtime.pending import PendingCall, PendingCalls, RRefNumbers, check_timeout
 from zrpc.runtime.profiling import Completion, ProfiledCall, is_profiling, profile_key
+from zrpc.runtime.raising import kept
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.recording import current_recorder
 from zrpc.runtime.scopes import Scope, current_scope
@@ -123,7 +124,7 @@ class Caller:
         try:
             peer = self._find(to)
         except WorkerLost as error:
-            done(None, error)
+            done(None, kept(error))
             return future
         message_id = self.call(peer, Kind.CALL, func, args, kwargs, timeout, done, mode=mode)
         future.abort = functools.partial(self.cancel, message_id)
@@ -469,7 +470,7 @@ class Caller:
             else:
                 value = self._values.read_reply(envelope, call.peer.info)
         except BaseException as error:
-            call.done(None, error)
+            call.done(None, kept(error))
         else:
             call.done(value, None)
 
@@ -490,7 +491,7 @@ class Caller:
             call.peer.send(self._attach_code(call.envelope, call.target, call.peer))
         except ZrpcError as error:
             if self._pending.finish(call.message_id):
-                call.done(None, error)
+                call.done(None, kept(error))
 
     def next_deadline(self) -> float | None:
         return self._pending.next_deadline()

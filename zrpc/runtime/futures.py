@@ -14,6 +14,7 @@ import torch
 
 from zrpc.errors import Cancelled
 from zrpc.runtime.executor import blocking_here
+from zrpc.runtime.raising import fresh, kept
 from zrpc.runtime.scopes import current_scope
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class Future(torch.futures.Future[T]):
             try:
                 value = callback(future)
             except Exception as error:
-                complete(result, None, _callback_error(error))
+                complete(result, None, _callback_error(kept(error, says_where=True)))
             else:
                 complete(result, value, None)
 
@@ -105,10 +106,12 @@ class _Failure:
 
     def __call__(self, _value: object) -> None:
         self._is_seen = True
+        error = fresh(self._error)
+        del self  # the traceback keeps this frame
         try:
-            raise self._error
+            raise error
         finally:
-            del self  # the traceback keeps this frame, and the frame would keep the error
+            del error
 
     def __del__(self) -> None:
         if not self._is_seen and not isinstance(self._error, Cancelled):
@@ -143,7 +146,7 @@ def collect_all(futures: Sequence[torch.futures.Future[Any]]) -> Future[list[tor
         try:
             future.value()
         except Exception as failure:
-            error = failure
+            error = kept(failure)
         with lock:
             left -= 1
             is_last = left == 0 or (error is not None and left > 0)

@@ -39,8 +39,9 @@ from zrpc.runtime.control import ControlPost
 from zrpc.runtime.fetches import Answer, Fetch, Fetches
 from zrpc.runtime.handles import Calls, Reference
 from zrpc.runtime.identity import Identity
-from zrpc.runtime.owned import CREATION_LATE, OwnedValue, Waiter, fresh
+from zrpc.runtime.owned import CREATION_LATE, OwnedValue, Waiter
 from zrpc.runtime.peers import PeerBook
+from zrpc.runtime.raising import fresh
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.sites import Leftover, Site, made_here
 from zrpc.telemetry.trace import Tracer

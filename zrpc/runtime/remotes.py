@@ -16,6 +16,7 @@ from zrpc.runtime.caller import Caller
 from zrpc.runtime.futures import complete
 from zrpc.runtime.handles import Handle, Reference
 from zrpc.runtime.profiling import Completion
+from zrpc.runtime.raising import kept
 from zrpc.runtime.recording import Contexts
 from zrpc.runtime.references import References
 from zrpc.runtime.sites import name_of
@@ -143,4 +144,4 @@ class Remotes:
         try:
             self.fetch_async(reference, timeout, done, touch=True)
         except ZrpcError as error:
-            complete(future, None, error)
+            complete(future, None, kept(error))

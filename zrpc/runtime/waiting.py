@@ -12,7 +12,7 @@ from zrpc.clock import Clock, earliest, monotonic, time_left
 from zrpc.errors import CallTimeout, RRefLost
 from zrpc.ids import RRefId
 from zrpc.runtime.executor import blocking_here
-from zrpc.runtime.owned import fresh
+from zrpc.runtime.raising import fresh
 from zrpc.runtime.scopes import current_scope
 
 if TYPE_CHECKING:
