@@ -402,3 +402,28 @@ def test_the_lender_dies(cluster: LocalCluster) -> None:
     wait_for(lambda: peer.lost is not None)
     wait_for(lambda: cluster["a"].agent.lanes.pool.used == 0)
     assert torch.equal(answer, tensor)
+
+
+def test_a_lane_with_a_late_reply_ends_with_its_worker(cluster: LocalCluster, fresh_gate: Gate) -> None:
+    join_by_lane(cluster)
+    peer = cluster["a"].agent.peers.find("b")
+    with pytest.raises(CallTimeout):
+        cluster["a"].rpc_sync("b", pass_gate, (1,), timeout=0.05)
+    assert len(peer._strays) == 1
+    cluster["b"].agent.lanes.close()
+    wait_for(lambda: peer._strays == [])  # else its descriptor would be readable for ever
+    fresh_gate.open.set()
+
+
+def test_a_large_call_that_is_given_up_leaves_whole(fresh_gate: Gate) -> None:
+    none = AgentOptions(init_timeout=LONG, shared_memory_bytes=0, num_worker_threads=1)
+    with LocalCluster(network="curve", options=none) as cluster:
+        join_by_lane(cluster)
+        peer = cluster["a"].agent.peers.find("b")
+        tensor = torch.zeros(32 << 20, dtype=torch.uint8)
+        with pytest.raises(CallTimeout):
+            cluster["a"].rpc_sync("b", echo, (tensor,), timeout=1e-4)
+        for lane, _ in list(peer._strays):
+            wait_for(lambda lane=lane: not lane.link.has_backlog())
+        assert cluster["a"].rpc_sync("b", echo, (5,)) == 5
+        assert cluster["b"].agent.refused == {}

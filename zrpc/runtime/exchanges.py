@@ -102,7 +102,10 @@ class LocalLane(Lane):
             self.ear.watch_writing(True)
         is_deaf = False
         while True:
-            self.ear.wait(time_left(deadline, clock()))
+            left = time_left(deadline, clock())
+            if left == 0.0:
+                return None
+            self.ear.wait(left)
             received = link.take()
             if received is not None:
                 envelope = unpack(received, self._limits)
@@ -118,8 +121,6 @@ class LocalLane(Lane):
                 raise WorkerLost(peer.info.name, peer.lost, "waiting for its reply")
             if scope is not None:
                 scope.check()
-            if deadline is not None and clock() >= deadline:
-                return None
             if link.is_ended and not is_deaf:
                 is_deaf = True
                 self.ear.ignore_source()  # a sign of death, but the broker decides: wait for its word

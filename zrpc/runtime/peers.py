@@ -227,13 +227,20 @@ class Peer:
             self._book.on_frames(frames)
             self._drop_stray(lane)
 
+        local = lane.link if isinstance(lane, LocalLane) else None
         with self._lock:
             self._busy.discard(lane)
-            is_lost = self.lost is not None
-            if not is_lost:
-                self._strays.append((lane, self._book.receiver.add(lane.link, on_late)))
+            is_over = self.lost is not None or (local is not None and local.is_ended)
+            if not is_over:
+                source = self._book.receiver.add(lane.link, on_late)
+                self._strays.append((lane, source))
+                if local is not None:
+                    local.on_end = lambda: self._drop_stray(lane)
+                    local.on_backlog = lambda waits: self._book.receiver.watch_writing(source, waits)
+                    if local.has_backlog():  # the rest of the call, without which what follows could not be read
+                        self._book.receiver.watch_writing(source, True)
             surplus = self._strays[:-STRAY_LANES]
-        if is_lost:
+        if is_over:
             lane.close()
         for stray, _ in surplus:
             self._drop_stray(stray)

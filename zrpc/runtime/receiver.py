@@ -95,6 +95,7 @@ class Receiver:
         """A timer has a new deadline: see that the loop does not sleep past it."""
         until = self._wait_until
         if deadline is not None and (until is None or deadline < until):
+            self._wait_until = deadline  # if it has passed when the loop wakes, it comes before what was received
             self._poller.wake()
 
     def wake(self) -> None:
