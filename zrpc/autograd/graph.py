@@ -40,8 +40,7 @@ class Survey:
 class _Walk:
     """The nodes that can be reached, children before parents, and the terminals among them."""
 
-    def __init__(self, received: Mapping[Node, Received]) -> None:
-        self.received = received
+    def __init__(self) -> None:
         self.order: list[Node] = []
         self.masks: dict[Node, int] = {}
         self.terminals: set[Node] = set()
@@ -81,7 +80,7 @@ class _Walk:
 
 def survey(sources: Sequence[tuple[int, int, Sequence[GradientEdge]]], received: Mapping[Node, Received]) -> Survey:
     """Walk the graph behind some sources (number, moment, edges). `received` has the nodes of this context's messages."""
-    walk = _Walk(received)
+    walk = _Walk()
     for bit, (_, _, edges) in enumerate(sources):
         for edge in edges:
             walk.visit(edge.node)
