@@ -100,6 +100,7 @@ def main(trainers: int, steps: int, batch: int, rate: float, hidden: int, seed: 
             call = (model, shard, reference, hidden, batch, rate)
             ends.append(zrpc.rpc_async(name, train, args=call, timeout=0))
             print(f"{name} has joined at step {coordinator.made.total()}", flush=True)
+            coordinator.wait_for(1, [name])  # it trains before the next one comes
         coordinator.wait_for(steps, names)
         coordinator.is_enough = True
         torch.futures.wait_all(ends)

@@ -427,3 +427,18 @@ def test_a_large_call_that_is_given_up_leaves_whole(fresh_gate: Gate) -> None:
             wait_for(lambda lane=lane: not lane.link.has_backlog())
         assert cluster["a"].rpc_sync("b", echo, (5,)) == 5
         assert cluster["b"].agent.refused == {}
+
+
+def test_an_offer_that_is_made_while_a_worker_ends_leaves_no_socket() -> None:
+    """`close` runs between the look whether it has, and the making of the listener; the agent calls it again."""
+    with LocalCluster(("a",), network="tcp") as cluster:
+        lanes = cluster["a"].agent.lanes
+        if lanes.mark is None:
+            return  # lanes are off
+        lanes.close()
+        lanes._is_closed = False  # as `offer` saw it
+        answer = lanes.offer(lanes.question(), (1, 1))
+        assert answer["address"]
+        lanes.close()
+        assert lanes._listener is not None
+        assert lanes._listener.fileno() == -1

@@ -296,6 +296,7 @@ class Agent:
         self.lanes.close()
         if not (self.executor.stop(patience) and self.loop.stop(patience)):
             logger.warning("worker %s ends while user functions still run", self.info.name)
+        self.lanes.close()  # again: the receiver may have been about to offer some
         self.client.close()
         self.transport.close()
         self.receiver.close()

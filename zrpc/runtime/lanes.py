@@ -215,10 +215,12 @@ class Lanes:
             self._drop_bulk(bulk)
 
     def close(self) -> None:
-        """Close everything; nothing is offered any more."""
+        """Close everything; nothing is offered any more. May be called again, for what came in while it was called."""
         self._is_closed = True
-        if self._listener is not None and self._listener_source is not None:
+        if self._listener_source is not None:
             self._receiver.remove(self._listener_source)
+            self._listener_source = None
+        if self._listener is not None:
             self._listener.close()
         for newcomer in list(self._newcomers):
             self._dismiss(newcomer)
