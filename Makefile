@@ -4,7 +4,7 @@
 #   make test     the whole test suite
 #   make lint     ruff, the format, and mypy
 #   make conformance    PyTorch's own RPC tests, if CONFORMANCE_DIR (or ../shared/conformance) has the suite
-#   make bench    measure beside TensorPipe (under 10 minutes)
+#   make bench    measure beside TensorPipe (under 10 minutes), and draw docs/benchmarks.png
 #
 #   PYTHON=python3.12 make test     build the environment with another interpreter (run `make clean` first)
 #   make test ARGS="-k rref -x"     further arguments of pytest, or of the benchmarks
@@ -36,6 +36,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m benchmarks.picture)
 
 conformance: $(INSTALLED)
 	$(BIN)/python tests/conformance/run.py $(ARGS)

@@ -2,8 +2,10 @@
 
 How it is put together, so that a further row or column is one file:
 
-- `workloads/`: what is measured. Each module has `METRICS` and `run(client, scale)`, which runs in the client's process.
+- `workloads/`: what is measured. Each module has `METRICS`, the processes that it needs, and `run(client, scale)`, which
+  runs in the client's process.
+- `casts`: the processes of a round. Workloads of one cast share them.
 - `systems/`: whose calls are measured. Each module has `system(variant)`, that makes a `base.System`.
-- `harness`: a server and a client process for each round of each system, all with a deadline.
-- `report`: medians and ratios, the table and the JSON.
+- `harness`: the processes for each round of each system, all with a deadline.
+- `report`: medians and ratios, the tables and the JSON; `picture`: the picture.
 """

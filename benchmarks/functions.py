@@ -1,5 +1,7 @@
 """The functions that the benchmarks call."""
 
+from __future__ import annotations
+
 import torch
 
 
@@ -19,6 +21,13 @@ def python_echo(x: torch.Tensor) -> torch.Tensor:
 def python_count(value: object) -> int:
     """How many tensors there are in a value, or numbers in a tensor."""
     return value.numel() if isinstance(value, torch.Tensor) else len(value)  # type: ignore[arg-type]
+
+
+class Stage:
+    """A part of a model, on a worker."""
+
+    def step(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
 
 
 def small_tensors() -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,12 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from benchmarks import harness, report, systems, workloads
 from benchmarks.scale import FULL, QUICK, Scale
 
 Measure = Callable[[str, Sequence[str], Scale], dict[str, float]]
 """One round of a system: its metrics. Raises `harness.RoundFailed`."""
 
+WIDTH = 180
+"""Columns, at least: a table with wrapped lines is hard to read."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -25,18 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parse(arguments)
     scale = QUICK if given.quick else FULL
     if given.rounds:
-        scale = dataclasses.replace(scale, rounds=given.rounds, startups=min(scale.startups, given.rounds))
+        scale = dataclasses.replace(scale, rounds=given.rounds)
     names = [name for name in given.systems if systems.is_available(name)]
     for missing in sorted(set(given.systems) - set(names)):
-        print(f"{missing} is not in this build of torch", file=sys.stderr)
+        print(f"{missing} is not installed", file=sys.stderr)
     rounds, failures = run_rounds(names, given.workloads, scale)
     metrics = [metric for name in given.workloads for metric in workloads.METRICS[name]]
     rows = report.summarize(rounds, metrics, systems.OURS)
-    print(report.render(rows, names, systems.OURS))
+    rivals = [name for name in (systems.DEFAULT, systems.UV) if name in names]
+    others = [name for name in names if name not in (systems.OURS, *rivals)]
+    console = Console()
+    report.show(console if console.width >= WIDTH else Console(width=WIDTH), rows, rivals, others, systems.OURS)
     path = given.output or RESULTS / time.strftime("%Y%m%d-%H%M%S.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report.to_json(rows, rounds, scale, failures))
-    print(f"\nAll rounds are in {path}")
+    path.write_text(report.to_json(rows, rounds, scale, failures, rivals))
+    print(f"All rounds are in {path}")
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
@@ -49,12 +56,13 @@ def run_rounds(
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     failures = []
     for number in range(scale.rounds):
-        chosen = [name for name in wanted if name != workloads.STARTUP or number < scale.startups]
+        last = {workloads.LAUNCH: scale.launches, workloads.HUGE: scale.huge_rounds}
+        chosen = [name for name in wanted if number < last.get(name, scale.rounds)]
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
             started = time.monotonic()
             try:
-                rounds[name].append(measure(name, chosen, scale))
+                rounds[name].append(measure(name, [one for one in chosen if systems.measures(name, one)], scale))
                 outcome = f"{time.monotonic() - started:.0f} s"
             except harness.RoundFailed as error:
                 rounds[name].append({})
@@ -72,10 +80,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         return [name for name in known if name in chosen]
 
     parser = argparse.ArgumentParser(prog="benchmarks.run", description="Measure zrpc beside other systems.")
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer rounds and calls: a minute or two, for a first look"
-    )
-    parser.add_argument("--rounds", type=int, help="how often; 5, or 2 with --quick, by default")
+    parser.add_argument("--quick", action="store_true", help="one round with fewer calls: a minute, for a first look")
+    parser.add_argument("--rounds", type=int, help="how often; 5, or 1 with --quick, by default")
     parser.add_argument(
         "--workloads", type=lambda text: among(workloads.NAMES, text), default=list(workloads.NAMES), metavar="A,B"
     )

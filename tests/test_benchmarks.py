@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from benchmarks import harness, report, run, systems, workloads
+from benchmarks import harness, picture, report, run, systems, workloads
 from benchmarks.scale import TINY
 from benchmarks.workloads import bulk
-from benchmarks.workloads.base import Metric, quantile
+from benchmarks.workloads.base import Metric, processor_seconds, quantile
 
 SYSTEMS = [name for name in systems.NAMES if systems.is_available(name)]
 DEADLINE = 90.0
@@ -21,25 +24,28 @@ LATENCY, RATE = Metric("latency", "a latency", "us"), Metric("rate", "a rate", "
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_paired_workloads(name: str) -> None:
-    measured = harness.measure(name, list(workloads.PAIRED), TINY, DEADLINE)
-    expected = {metric.key for workload in workloads.PAIRED for metric in workloads.METRICS[workload]}
-    expected -= {f"echo {size}" for size in bulk.SIZES if size not in TINY.echo_sizes}
+def test_workloads(name: str) -> None:
+    wanted = [workload for workload in workloads.STAGED if systems.measures(name, workload)]
+    measured = harness.measure(name, wanted, TINY, DEADLINE)
+    kinds = systems.find_system(name).kinds
+    expected = {metric.key for workload in wanted for metric in workloads.METRICS[workload]}
+    expected -= {f"echo {size}" for size in bulk.TARGETS if size not in TINY.echo_sizes}
+    expected = {key for key in expected if "TorchScript" not in key or "TorchScript" in kinds}
     assert set(measured) == expected
     assert min(measured.values()) >= 0
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_startup(name: str) -> None:
-    measured = harness.measure(name, [workloads.STARTUP], TINY, DEADLINE)
-    assert set(measured) == (set() if name == "tensorpipe-uv" else {"startup"})
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if systems.measures(name, workloads.LAUNCH)])
+def test_launch(name: str) -> None:
+    measured = harness.measure(name, [workloads.LAUNCH], TINY, DEADLINE)
+    assert set(measured) == {"launch"}
     assert all(0 < seconds < DEADLINE for seconds in measured.values())
 
 
 @pytest.mark.integration
 def test_a_round_ends_at_its_deadline() -> None:
-    with pytest.raises(harness.RoundFailed, match="the server was not done at its deadline"):
+    with pytest.raises(harness.RoundFailed, match="not done at the deadline: client, server"):
         harness.measure(systems.OURS, ["sync"], TINY, 0.1)
 
 
@@ -56,24 +62,68 @@ def test_summary() -> None:
     assert rate.ratios == {"other": (4.0, 4.0, 4.0)}
 
 
+@pytest.mark.integration
+def test_a_process_that_fails_says_why() -> None:
+    broken = replace(TINY, echo_sizes=(-1,))
+    with pytest.raises(harness.RoundFailed, match=r"the client failed:(.|\n)*negative"):
+        harness.measure(systems.OURS, ["bulk"], broken, DEADLINE)
+
+
 def test_table() -> None:
-    rounds = {"zrpc": [{"latency": 1234.0, "rate": 4.0}], "other": [{"latency": 2468.0}]}
+    rounds = {"zrpc": [{"latency": 1234.0, "rate": 4.0}], "other": [{"latency": 2468.0}], "side": [{"rate": 1.0}]}
     rows = report.summarize(rounds, [LATENCY, RATE], "zrpc")
-    head, rule, latency, rate, *_ = report.render(rows, ["zrpc", "other"], "zrpc").splitlines()
-    assert head.split() == ["zrpc", "/", "other", "unit", "zrpc", "other"]
-    assert set(rule) == {"-"}
-    assert latency.split() == ["a", "latency", "<", "0.50", "(0.50-0.50)", "us", "1,234", "2,468"]
-    assert rate.split() == ["a", "rate", ">", "-", "1/s", "4.00", "-"]
+    text = io.StringIO()
+    report.show(Console(file=text, width=160), rows, ["other"], ["side"], "zrpc")
+    lines = [line.strip("│").replace("│", " ").split() for line in text.getvalue().splitlines()]
+    assert ["a", "latency", "<", "1,234", "2,468", "us", "0.50"] in lines
+    assert ["a", "rate", ">", "4.00", "-", "1/s", "-"] in lines
+    assert ["a", "rate", ">", "4.00", "1.00", "1/s", "4.00"] in lines
+
+
+@pytest.mark.parametrize(
+    ("metric", "ratios", "expected"),
+    [
+        (LATENCY, {"a": 0.1}, None),
+        (replace(LATENCY, target=0.5), {"a": 0.1, "b": 0.4, "c": 9.0}, True),
+        (replace(LATENCY, target=0.5), {"a": 0.1, "b": 0.6}, False),
+        (replace(LATENCY, target=0.5), {"b": 0.1}, True),
+        (replace(LATENCY, target=0.5), {}, None),
+        (replace(RATE, target=4.0), {"a": 3.9, "b": 7.0}, False),
+        (replace(RATE, target=4.0), {"a": 4.0, "b": 7.0}, True),
+        (replace(LATENCY, limit=1.0), {}, True),
+        (replace(LATENCY, limit=0.9), {"a": 0.1}, False),
+    ],
+)
+def test_targets(metric: Metric, ratios: dict[str, float], expected: bool | None) -> None:
+    """The better one of the rivals counts, and nobody else."""
+    row = report.Row(metric, {"zrpc": 1.0, "a": 3.0}, {name: (ratio, ratio, ratio) for name, ratio in ratios.items()})
+    assert row.is_met(["a", "b"]) is expected
 
 
 def test_json() -> None:
     rounds = {"zrpc": [{"latency": 1.0}]}
     rows = report.summarize(rounds, [LATENCY], "zrpc")
-    document = json.loads(report.to_json(rows, rounds, TINY, ["a failure"]))
+    document = json.loads(report.to_json(rows, rounds, TINY, ["a failure"], ["other"]))
     assert document["rounds"] == rounds
     assert document["summary"][0]["medians"] == {"zrpc": 1.0}
     assert document["failures"] == ["a failure"]
     assert {"cores", "load", "python", "torch"} <= set(document["machine"])
+
+
+def test_picture(tmp_path: Path) -> None:
+    rounds = {"zrpc": [{"latency": 1.0, "rate": 4.0}], "other": [{"latency": 2.0, "rate": 1.0}]}
+    rows = report.summarize(rounds, [LATENCY, replace(RATE, target=8.0)], "zrpc")
+    path = tmp_path / "picture.png"
+    picture.draw(json.loads(report.to_json(rows, rounds, TINY, [], ["other"])), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert (picture.gain(0.5, False), picture.gain(0.5, True)) == (2.0, 0.5)
+
+
+def test_processor_time_of_processes() -> None:
+    before = processor_seconds([os.getpid()])
+    for _ in range(10_000):
+        pass
+    assert processor_seconds([os.getpid()]) > before >= 0
 
 
 def test_systems_take_turns() -> None:
@@ -85,10 +135,10 @@ def test_systems_take_turns() -> None:
             raise harness.RoundFailed("no luck")
         return {"latency": float(len(order))}
 
-    scale = replace(TINY, rounds=3, startups=1)
-    rounds, failures = run.run_rounds(["a", "b"], ["sync", "startup"], scale, measure)
+    scale = replace(TINY, rounds=3, launches=1)
+    rounds, failures = run.run_rounds(["a", "b"], ["sync", "launch"], scale, measure)
     assert order == [
-        *(("a", ["sync", "startup"]), ("b", ["sync", "startup"])),
+        *(("a", ["sync", "launch"]), ("b", ["sync", "launch"])),
         *(("b", ["sync"]), ("a", ["sync"])),
         *(("a", ["sync"]), ("b", ["sync"])),
     ]
@@ -99,7 +149,7 @@ def test_systems_take_turns() -> None:
 def test_the_command_refuses_unknown_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run.main(["--systems", "zrpc,carrier-pigeon", "--output", str(tmp_path / "x")])
-    assert "carrier-pigeon: expected some of zrpc, tensorpipe, tensorpipe-uv" in capsys.readouterr().err
+    assert "carrier-pigeon: expected some of zrpc, tensorpipe, tensorpipe-uv, pyzmq" in capsys.readouterr().err
 
 
 def test_quantiles() -> None:

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 
 import torch
 
 from benchmarks.systems.base import System
 
 OURS = "zrpc"
-NAMES = (OURS, "tensorpipe", "tensorpipe-uv")
+DEFAULT, UV = "tensorpipe", "tensorpipe-uv"
+OTHERS = ("pyzmq", "pyro5", "ray")
+NAMES = (OURS, DEFAULT, UV, *OTHERS)
+
+NEEDED = {"pyzmq": "zmq", "pyro5": "Pyro5", "ray": "ray"}
+"""The modules of other systems."""
+UNMEASURED = {
+    DEFAULT: {"network", "plain"},  # it would use shared memory
+    UV: {"launch"},  # as the default
+    "pyzmq": {"references", "cpu", "odd", "backward", "network", "plain", "stages", "startup", "huge", "launch"},
+    "pyro5": {"pipelined", "references", "cpu", "odd", "backward", "network", "plain"}
+    | {"stages", "startup", "huge", "launch"},
+    "ray": {"references", "cpu", "odd", "backward", "network", "plain", "stages", "startup", "huge", "launch"},
+}
+"""What a system has no such thing as, or what would say nothing."""
 
 
 def find_system(name: str) -> System:
@@ -20,5 +35,12 @@ def find_system(name: str) -> System:
 
 
 def is_available(name: str) -> bool:
-    """Whether the system is there: torch is built without its own RPC for some platforms."""
-    return not name.startswith("tensorpipe") or hasattr(torch._C, "_rpc_init")
+    """Whether the system is there: torch is built without its own RPC for some platforms, others may be installed."""
+    if name.startswith(DEFAULT):
+        return hasattr(torch._C, "_rpc_init")
+    return name not in NEEDED or find_spec(NEEDED[name]) is not None
+
+
+def measures(name: str, workload: str) -> bool:
+    """Whether a workload is measured with a system."""
+    return workload not in UNMEASURED.get(name, ())

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 Meeting = dict[str, str]
-"""How the client and the server find each other; strings, because it goes to other processes."""
+"""How the processes find each other; strings, because it goes to other processes."""
 
 SERVER, CLIENT = "server", "client"
-RANKS = {SERVER: 0, CLIENT: 1}
-CALL_TIMEOUT = 60.0
+CALL_TIMEOUT = 120.0
 
 
 class Rpc(Protocol):
-    """The functions that a user calls: those of `torch.distributed.rpc`, which are also those of `zrpc`."""
+    """The functions that a user calls: those of `torch.distributed.rpc`, which are also those of `zrpc`.
 
-    def rpc_sync(self, to: str, func: Any, args: tuple[Any, ...]) -> Any: ...
+    Systems that have other names for them come with an adapter that calls them as their users would.
+    """
 
-    def rpc_async(self, to: str, func: Any, args: tuple[Any, ...]) -> Any: ...
+    def rpc_sync(self, to: str, func: Any, args: tuple[Any, ...] = ()) -> Any: ...
 
-    def remote(self, to: str, func: Any, args: tuple[Any, ...]) -> Any: ...
+    def rpc_async(self, to: str, func: Any, args: tuple[Any, ...] = ()) -> Any: ...
+
+    def remote(self, to: str, func: Any, args: tuple[Any, ...] = ()) -> Any: ...
 
 
 class System(Protocol):
     """One system, in one of its variants."""
 
     autograd: Any
-    """Its module of distributed autograd."""
+    """Its module of distributed autograd, or None."""
+    kinds: tuple[str, ...]
+    """See `workloads.base.Client`."""
 
-    def meet(self, folder: Path) -> AbstractContextManager[Meeting]:
-        """Whatever has to run besides the two processes, for as long as they do; runs in the harness's process."""
+    def meet(self, folder: Path, settings: Mapping[str, str]) -> AbstractContextManager[Meeting]:
+        """Whatever has to run besides the processes, for as long as they do; runs in the harness's process.
 
-    def join(self, name: str, meeting: Meeting) -> Rpc:
-        """Be `SERVER` or `CLIENT`; returns when both are there."""
+        Settings: `network: tcp`, use nothing that works on one host only; `security: off`, do not encrypt.
+        """
+
+    def join(self, name: str, ranks: Mapping[str, int], meeting: Meeting) -> Rpc:
+        """Be the process of that name; returns when all are there."""
 
     def leave(self) -> None:
-        """Undo `join`, without waiting for the other one."""
+        """Undo `join`, without waiting for others."""
 
     def launch_command(self, folder: Path, workers: int) -> list[str] | None:
         """The command that starts a cluster of `workers` workers and a job which calls `worker-0` once and prints
-        `workloads.startup.FIRST_CALL` and `time.monotonic()`; None if that is not measured."""
+        `workloads.launch.FIRST_CALL` and `time.monotonic()`; None if that is not measured."""

@@ -1,15 +1,16 @@
-"""zrpc: a broker beside the two processes, as `zrpc launch` has it; encrypted, as it always is."""
+"""zrpc: a broker beside the two processes, as `zrpc launch` has it; encrypted, unless it is told not to be."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import zrpc
-from benchmarks.systems.base import RANKS, Meeting, Rpc
+from benchmarks.systems.base import CALL_TIMEOUT, Meeting, Rpc
 from zrpc.broker.server import BrokerServer
+from zrpc.options import AgentOptions
 from zrpc.transport.curve import new_keyring, write_key_file
 from zrpc.transport.router import ZmqTransport
 
@@ -25,26 +26,38 @@ job:
 
 
 class Zrpc:
-    """zrpc with its defaults."""
+    """zrpc with its defaults, or as it is told."""
 
     autograd = zrpc.autograd
+    kinds = ("TorchScript", "Python")
 
     @contextmanager
-    def meet(self, folder: Path) -> Iterator[Meeting]:
-        keyring = new_keyring("benchmark")
-        key_file = write_key_file(keyring, folder / "key")
+    def meet(self, folder: Path, settings: Mapping[str, str]) -> Iterator[Meeting]:
+        keyring = None if settings.get("security") == "off" else new_keyring("benchmark")
+        key_file = "" if keyring is None else str(write_key_file(keyring, folder / "key"))
         transport = ZmqTransport(keyring, "broker")
         broker = BrokerServer(transport, "tcp://127.0.0.1:0", cluster="benchmark")
         broker.start()
         try:
-            yield {"broker": broker.address, "key_file": str(key_file)}
+            yield {"broker": broker.address, "key_file": key_file, **settings}
         finally:
             broker.stop()
             transport.close()
 
-    def join(self, name: str, meeting: Meeting) -> Rpc:
-        broker, key_file = meeting["broker"], meeting["key_file"]
-        zrpc.init_rpc(name, rank=RANKS[name], world_size=len(RANKS), broker=broker, key_file=key_file)
+    def join(self, name: str, ranks: Mapping[str, int], meeting: Meeting) -> Rpc:
+        options = AgentOptions(
+            rpc_timeout=CALL_TIMEOUT,
+            security=meeting.get("security") != "off",
+            lanes=meeting.get("network") != "tcp",
+        )
+        zrpc.init_rpc(
+            name,
+            rank=ranks[name],
+            world_size=len(ranks),
+            broker=meeting["broker"],
+            key_file=meeting["key_file"],
+            options=options,
+        )
         return zrpc
 
     def leave(self) -> None:

@@ -6,7 +6,7 @@ import time
 
 import zrpc
 from benchmarks.functions import script_add, small_tensors
-from benchmarks.workloads.startup import FIRST_CALL
+from benchmarks.workloads.launch import FIRST_CALL
 
 
 def main() -> None:

@@ -1,32 +1,44 @@
-"""What is measured, by name. `PAIRED` runs in the client of a pair of processes; `startup` starts clusters of its own."""
+"""What is measured, by name. All but `launch`, which starts clusters of its own, run in the clients of a cast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from benchmarks.workloads import (
+    backward,
+    bulk,
+    cpu,
+    crowd,
+    huge,
+    launch,
+    network,
+    odd,
+    pipelined,
+    plain,
+    references,
+    stages,
+    startup,
+    sync,
+)
+from benchmarks.workloads.base import Metric, Workload
 
-from benchmarks.scale import Scale
-from benchmarks.workloads import backward, bulk, cpu, odd, pipelined, references, startup, sync
-from benchmarks.workloads.base import Client, Metric
-
-PAIRED: dict[str, Callable[[Client, Scale], dict[str, float]]] = {
-    "sync": sync.run,
-    "pipelined": pipelined.run,
-    "references": references.run,
-    "backward": backward.run,
-    "cpu": cpu.run,
-    "bulk": bulk.run,
-    "odd": odd.run,
+STAGED: dict[str, Workload] = {
+    "sync": sync,
+    "pipelined": pipelined,
+    "references": references,
+    "cpu": cpu,
+    "bulk": bulk,
+    "odd": odd,
+    "backward": backward,
+    "plain": plain,
+    "network": network,
+    "crowd": crowd,
+    "stages": stages,
+    "startup": startup,
+    "huge": huge,
 }
-STARTUP = "startup"
-NAMES = (*PAIRED, STARTUP)
+LAUNCH, HUGE = "launch", "huge"
+NAMES = (*STAGED, LAUNCH)
 
 METRICS: dict[str, tuple[Metric, ...]] = {
-    "sync": sync.METRICS,
-    "pipelined": pipelined.METRICS,
-    "references": references.METRICS,
-    "backward": backward.METRICS,
-    "cpu": cpu.METRICS,
-    "bulk": bulk.METRICS,
-    "odd": odd.METRICS,
-    STARTUP: startup.METRICS,
+    **{name: workload.METRICS for name, workload in STAGED.items()},
+    LAUNCH: launch.METRICS,
 }

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.casts import PAIR, Cast
 from benchmarks.functions import python_add
 from benchmarks.scale import Scale
 from benchmarks.systems.base import SERVER
-from benchmarks.workloads.base import Client, Metric, quantile
+from benchmarks.workloads.base import Client, Metric, only, quantile
 
 CHAIN, FANS, LEVELS, LONG = 16, 8, 10, 100
 TITLES = {
@@ -27,8 +28,13 @@ METRICS = tuple(
     for name, title in TITLES.items()
     for where, words in (("", ""), (" local", ", in one process"))
 )
+combine = only
 
 Call = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def cast(_scale: Scale) -> Cast:
+    return PAIR
 
 
 def chain(call: Call, x: torch.Tensor) -> torch.Tensor:

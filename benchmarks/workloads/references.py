@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from benchmarks.casts import PAIR, Cast
 from benchmarks.functions import script_add, small_tensors
 from benchmarks.scale import Scale
 from benchmarks.systems.base import SERVER
-from benchmarks.workloads.base import Client, Metric, quantile, time_calls
+from benchmarks.workloads.base import Client, Metric, only, quantile, time_calls
 
-METRICS = (Metric("remote p50", "remote + to_here, TorchScript, p50", "us"),)
+METRICS = (Metric("remote p50", "remote + to_here, TorchScript, p50", "us", target=0.6),)
+combine = only
+
+
+def cast(_scale: Scale) -> Cast:
+    return PAIR
 
 
 def run(client: Client, scale: Scale) -> dict[str, float]:
