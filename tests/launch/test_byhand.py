@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from zrpc.errors import ConfigError, KeyFileError
 from zrpc.launch.byhand import BrokerOrder, run_broker
 from zrpc.launch.target import find_target
+from zrpc.transport.curve import new_keyring, write_key_file
 
 
 @pytest.fixture
@@ -42,6 +44,36 @@ def test_a_signal_ends_it_and_its_new_key_stays(environ: dict[str, str], tmp_pat
     assert run_broker(BrokerOrder(new_key=key), environ, say) == 143
     assert [path.name for path in tmp_path.iterdir()] == ["cluster.key"]
     assert run_broker(BrokerOrder(key_file=key), environ, say) == 143
+
+
+@pytest.mark.parametrize(
+    ("bind", "has_key", "secure", "follows"),
+    [
+        ("tcp://127.0.0.1:0", True, True, False),  # nobody knows the port
+        ("tcp://127.0.0.1:{port}", True, True, True),
+        ("tcp://127.0.0.1:{port}", False, True, False),  # nobody has the key
+        ("tcp://127.0.0.1:{port}", False, False, True),
+    ],
+)
+def test_a_broker_that_may_have_had_another_before_it_says_that_newcomers_wait(
+    environ: dict[str, str], tmp_path: Path, bind: str, has_key: bool, secure: bool, follows: bool
+) -> None:
+    key = write_key_file(new_keyring("demo"), tmp_path / "cluster.key") if has_key else None
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("start workers with"):
+            with find_target(environ).connect() as client:
+                (began,) = [event for event in client.events() if event["kind"] == "began"]
+                assert (began["why"] == "after an earlier one") is follows
+                client.stop()
+
+    order = BrokerOrder("demo", bind.format(port=port), key_file=key, secure=secure)
+    assert run_broker(order, environ, say) == 0
+    assert any("newcomers wait 1.5 s" in line for line in said) is follows
 
 
 def test_without_security_it_warns(environ: dict[str, str]) -> None:

@@ -368,6 +368,19 @@ def test_a_restarted_broker_that_does_not_hear_of_somebody_tells_nobody_too_earl
     assert [gone.why for gone in a.heard(MemberGone)] == ["it did not return to the restarted broker"]
 
 
+def test_an_id_of_one_that_died_with_the_broker_is_not_given_again() -> None:
+    world = World()
+    a = world.add("a")
+    b = world.add("b")
+    assert (a.session.id, b.session.id) == (0, 1)
+    world.crash(b)
+    world.run(1)
+    world.restart_broker()
+    world.run(4)
+    c = world.add("c")
+    assert c.session.id == 2
+
+
 def test_of_two_that_return_under_one_name_the_newer_life_stays() -> None:
     registry = Registry("c", EPOCH_MS, 0.0)
     old, new = hello("a", nonce=1, id=0, incarnation=5), hello("a", nonce=2, id=0, incarnation=9, life=1)

@@ -49,6 +49,10 @@ def run_broker(order: BrokerOrder, environ: Mapping[str, str], say: Say) -> int:
             if keyring is not None and order.member_key is not None:
                 key_file = write_key_file(keyring.for_members(), order.member_key).resolve()
             cluster = order.cluster if keyring is None else keyring.cluster
+            options = order.options
+            if _may_follow(order):
+                options = options.following()
+                say("its key is not new: members of an earlier broker at this address come first, newcomers wait 1.5 s")
             request = BrokerRequest(
                 cluster,
                 order.bind,
@@ -56,7 +60,7 @@ def run_broker(order: BrokerOrder, environ: Mapping[str, str], say: Say) -> int:
                 joined=lambda name: say(f"{name} has joined"),
                 stop_asked=lambda why: ends.put(SUCCESS),
                 expected=order.expected,
-                options=order.options,
+                options=options,
             )
             broker = start_broker(request)
             try:
@@ -67,6 +71,13 @@ def run_broker(order: BrokerOrder, environ: Mapping[str, str], say: Say) -> int:
                 broker.stop()
         finally:
             directory.finish(keep_logs=False)
+
+
+def _may_follow(order: BrokerOrder) -> bool:
+    """Whether members of an earlier broker may look for it here: not with a key that was just made, which nobody has, and
+    not at a port that nobody knows."""
+    is_known_place = not order.bind.endswith((":0", ":*"))
+    return is_known_place and (order.key_file is not None or not order.secure)
 
 
 def _keys(order: BrokerOrder, directory: RunDirectory) -> tuple[Keyring | None, Path | None]:

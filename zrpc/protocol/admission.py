@@ -133,6 +133,7 @@ class Admission(Lives):
         if error is not None:
             return self._refuse(route, hello, error)
         self.book.note_survivor(hello.incarnation)
+        self.book.raise_floor(hello.floor)
         if hello.incarnation < self.epoch:
             self._newcomers_from = self._return_until
         record.incarnation = hello.incarnation

@@ -65,6 +65,7 @@ class Lives:
             options.heartbeat_interval,
             options.death_timeout,
             self.changes.roster(),
+            self.book.floor,
         )
         return Send(welcome, record.route)
 

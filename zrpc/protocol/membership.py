@@ -200,7 +200,7 @@ class Book:
         seconds = epoch_ms // 1000 - _LIFE_ZERO
         self._later_life = min(MAX_LIFE // 2, max(1, seconds))
         self._first_life = self._later_life if options.is_successor else 0
-        self._next_id = 0
+        self._next_id = self._floor = 0
         self._forgotten: set[int] = set()
         self._dead: dict[str, None] = {}
         self._living = 0
@@ -245,10 +245,22 @@ class Book:
             del self.by_id[record.id]
             record.id = wanted
         self.by_id[wanted] = record
+        self._floor = max(self._floor, wanted + 1)
         if displaced is not None:
             displaced.id = self._next_free_id()
             self.by_id[displaced.id] = displaced
+            self._floor = max(self._floor, displaced.id + 1)
         return record
+
+    @property
+    def floor(self) -> int:
+        """No id from here on was ever given, as far as is known."""
+        return self._floor
+
+    def raise_floor(self, floor: int) -> None:
+        """Ids below this one were given by an earlier broker, perhaps to names of which nobody knows any more."""
+        self._next_id = max(self._next_id, floor)
+        self._floor = max(self._floor, floor)
 
     def _next_free_id(self) -> int:
         while self._next_id in self.by_id or self._next_id in self._forgotten:

@@ -124,6 +124,8 @@ class Session:
         self.cluster = ""
         self.epoch = 0
         self.sequence = 0
+        self.floor = 0
+        """No id from here on was given, as far as this member was told."""
         self.heartbeat_interval = HELLO_INTERVAL
         self.connected = True
         self.stopping = False
@@ -189,7 +191,7 @@ class Session:
 
     def _say_hello(self, now: float) -> Send:
         self._next_send = now + self.heartbeat_interval
-        return Send(self.hello)
+        return Send(replace(self.hello, floor=self.floor) if self.incarnation else self.hello)
 
     def _on_start(self, event: Start, now: float) -> list[Effect]:
         self.state = "joining"
@@ -276,6 +278,7 @@ class Session:
         self.heartbeat_interval = message.heartbeat_interval
         self._death_timeout = message.death_timeout
         self.sequence = message.sequence
+        self.floor = max(self.floor, message.floor)
         if self._broker_lost or restarted:
             self._broker_lost = False
             effects.append(Announce(BrokerBack(restarted)))
@@ -287,6 +290,7 @@ class Session:
         self.id, self.incarnation, self.life = message.id, message.incarnation, message.life
         self.cluster, self.epoch, self.sequence = message.cluster, message.epoch, message.sequence
         self.heartbeat_interval, self._death_timeout = message.heartbeat_interval, message.death_timeout
+        self.floor = message.floor
         self.hello = replace(self.hello, id=self.id, incarnation=self.incarnation, life=self.life)
         self._next_send = now + self.heartbeat_interval
         effects: list[Effect] = [Announce(Joined(message))]
@@ -373,6 +377,7 @@ class Session:
 
     def _take_up(self, member: Member) -> list[Effect]:
         self._unconfirmed.pop(member.id, None)
+        self.floor = max(self.floor, member.id + 1)
         known = self.members_by_id.get(member.id)
         if known is not None and known.incarnation == member.incarnation:
             return self._take_change(known, member)

@@ -417,7 +417,11 @@ class ZmqTransport:
 
     def connect(self, address: str, role: str, watch: bool = False) -> ZmqLink:
         check_address(address)
-        return self._connect(self._socket(zmq.DEALER, role), address, role, watch)
+        socket = self._socket(zmq.DEALER, role)
+        if role == "broker":
+            # Whose host was away is tried again by the system after longer and longer times, by ZeroMQ each second.
+            socket.connect_timeout = self._heartbeats_ms[role][1]
+        return self._connect(socket, address, role, watch)
 
     def sentinel(self, address: str) -> ZmqLink:
         check_address(address)

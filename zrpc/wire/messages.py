@@ -221,6 +221,8 @@ class Hello(Message):
     world_size: int = integer(0, MAX_EXPECTED, 0)
     wait: bool = flag(False)
     strict: bool = flag(False)
+    floor: int = integer(0, MAX_ID, 0)
+    """Of a member that is back: no id below was free, as far as it was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +316,8 @@ class Welcome(Message):
     heartbeat_interval: float = number(0.001, 3600.0)
     death_timeout: float = number(0.001, 86400.0)
     members: Roster = nested(Roster.read)
+    floor: int = integer(0, MAX_ID, 0)
+    """Ids below may have been given; members tell it a broker that follows this one."""
 
 
 @dataclass(frozen=True, slots=True)
