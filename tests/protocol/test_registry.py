@@ -381,6 +381,21 @@ def test_an_id_of_one_that_died_with_the_broker_is_not_given_again() -> None:
     assert c.session.id == 2
 
 
+def test_a_name_that_comes_back_to_another_broker_ends_its_earlier_life() -> None:
+    world = World()
+    a, b = world.add("a"), world.add("b")
+    old = b.session.id
+    world.run(1)
+    world.crash(b)
+    world.restart_broker(0.1)
+    world.run(3.2)  # newcomers are taken again, and who is missing is not given up yet
+    late = world.add("b")
+    assert late.session.id != old
+    world.run(1)
+    assert set(a.session.members_by_id) == {a.session.id, late.session.id}
+    assert [gone.member.id for gone in a.heard(MemberGone)] == [old]
+
+
 def test_of_two_that_return_under_one_name_the_newer_life_stays() -> None:
     registry = Registry("c", EPOCH_MS, 0.0)
     old, new = hello("a", nonce=1, id=0, incarnation=5), hello("a", nonce=2, id=0, incarnation=9, life=1)

@@ -386,8 +386,10 @@ class Session:
             self._returned[key] = Gone(member.name, *key, self._over[key])
             return []
         effects: list[Effect] = []
-        if known is not None:
-            effects += self._take_gone(known.id, known.incarnation, "its name has another life")
+        # A broker that never heard of the name's earlier life gives the next one another id.
+        for before in (known, self.members.get(member.name)):
+            if before is not None:
+                effects += self._take_gone(before.id, before.incarnation, "its name has another life")
         self.members[member.name] = self.members_by_id[member.id] = member
         if member.id != self.id:
             effects.append(Announce(MemberUp(member)))
