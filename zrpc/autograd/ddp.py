@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.autograd.graph import get_gradient_edge
@@ -20,6 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from zrpc.autograd.context import DistAutogradContext
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.recording import recorder
+
+
+PAUSE: Final = 0.01
+"""Seconds for the threads of a process group to let go of what they have done. They need some microseconds, and a turn of
+the interpreter lock."""
 
 
 class Reduction:
@@ -43,8 +49,18 @@ class Reduction:
                     leaf.grad = before
 
 
+def _let_group_threads_finish() -> None:
+    """Give the interpreter lock away for a moment, before the reducer of a module goes.
+
+    If it is the last to hold its process group, it joins that one's threads, and keeps the lock meanwhile. One of them may
+    want the lock to drop a tensor of a collective that is over: they would wait for each other for ever.
+    """
+    threading.Event().wait(PAUSE)
+
+
 def watch() -> None:
     """Have contexts note the parameters of DistributedDataParallel modules that are used in them. May be called again."""
+    watched: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
     original: Any = DistributedDataParallel._pre_forward
     if hasattr(original, "_zrpc_watches"):
         return
@@ -52,8 +68,12 @@ def watch() -> None:
     @functools.wraps(original)
     def pre_forward(module: DistributedDataParallel, *inputs: Any, **kwargs: Any) -> Any:
         context = recorder.get()
-        if isinstance(context, DistAutogradContext) and module.require_backward_grad_sync:
-            context.note_reduced(parameter for parameter in module.parameters() if parameter.requires_grad)
+        if isinstance(context, DistAutogradContext):
+            if module not in watched:
+                watched.add(module)
+                weakref.finalize(module, _let_group_threads_finish).atexit = False
+            if module.require_backward_grad_sync:
+                context.note_reduced(parameter for parameter in module.parameters() if parameter.requires_grad)
         return original(module, *inputs, **kwargs)
 
     vars(pre_forward)["_zrpc_watches"] = True
