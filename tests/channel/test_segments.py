@@ -103,3 +103,27 @@ def test_a_new_segment_is_zero() -> None:
     segment = Segment(1, MIB)
     assert not np.any(segment.memory)
     segment.close()
+
+
+def test_threads_never_get_one_number() -> None:
+    """Two threads that make segments at one time: the second comes between the first one's room and its segment."""
+    pool = Pool(8 * MIB)
+    made: list[Segment | None] = []
+
+    class Interrupted:
+        """The pool's lock, with another thread that comes as soon as it is free."""
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            if not made:
+                made.append(None)
+                made[0] = pool.make(MIB)
+
+    pool._lock = Interrupted()  # type: ignore[assignment]
+    made.append(pool.make(MIB))
+    assert len({segment.number for segment in made if segment is not None}) == 2
+    for segment in made:
+        assert segment is not None
+        segment.close()

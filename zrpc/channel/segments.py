@@ -125,10 +125,11 @@ class Pool:
     def make(self, size: int) -> Segment | None:
         """A new segment for so many bytes; None when there is no room, or no memory."""
         size = size_class(size)
-        if not self._reserve(size):
+        number = self._reserve(size)
+        if number is None:
             return None
         try:
-            return Segment(self._next, size)
+            return Segment(number, size)
         except (OSError, ValueError) as error:
             self.give_back(size)
             if not self._has_warned:
@@ -136,15 +137,16 @@ class Pool:
                 logger.warning("no shared memory for large tensors, which go through sockets: %s", error)
             return None
 
-    def _reserve(self, size: int) -> bool:
+    def _reserve(self, size: int) -> int | None:
+        """Room for a segment: its number, which no other one has. None when there is no room."""
         while True:
             with self._lock:
                 if self.used + size <= self.limit:
                     self.used += size
                     self._next += 1
-                    return True
+                    return self._next
             if size > self.limit or not any(give() for give in list(self._givers)):
-                return False
+                return None
 
     def give_back(self, size: int) -> None:
         """A segment of that size is gone."""
