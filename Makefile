@@ -4,6 +4,7 @@
 #   make test     the whole test suite
 #   make lint     ruff, the format, and mypy
 #   make conformance    PyTorch's own RPC tests, if CONFORMANCE_DIR (or ../shared/conformance) has the suite
+#   make chaos    twelve workers under load, while all kinds of things happen to them, for 2 minutes
 #   make bench    measure beside TensorPipe (under 10 minutes), and draw docs/benchmarks.png
 #
 #   PYTHON=python3.12 make test     build the environment with another interpreter (run `make clean` first)
@@ -16,7 +17,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format bench conformance install clean
+.PHONY: demo test lint format bench chaos conformance install clean
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -37,6 +38,9 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 	$(if $(ARGS),,$(BIN)/python -m benchmarks.picture)
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m benchmarks.chaos --minutes 2 $(ARGS)
 
 conformance: $(INSTALLED)
 	$(BIN)/python tests/conformance/run.py $(ARGS)

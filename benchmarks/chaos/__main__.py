@@ -23,11 +23,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chaos.growth import Growth
 from benchmarks.chaos.load import NUMBER
 from benchmarks.chaos.namespaces import Namespaces, NotPermitted
 from benchmarks.chaos.processes import NODE, Node
 from zrpc.transport.curve import new_keyring, write_key_file
 
+LEFT = ("owner_rrefs", "user_rrefs", "contexts", "pending_calls")
+"""What nothing may be left of in the end."""
+OWN_DESCRIPTORS = 60
+DESCRIPTORS_PER_PEER = 24
+"""For connections, lanes (up to 8 idle ones) and channels of shared memory; those to lives that are over are closed."""
 PAUSE = (0.3, 2.0)
 """Seconds between two faults."""
 
@@ -46,6 +52,7 @@ class Chaos:
         self.ends: Counter[str] = Counter()
         self.problems: list[str] = []
         self.samples: list[dict[str, tuple[int, int]]] = []
+        self.growth = Growth()
         self.is_calm = False
         self.later: list[tuple[float, Any]] = []
         self.broker: Node | None = None
@@ -151,16 +158,17 @@ class Chaos:
     def sample(self) -> None:
         """Note memory and descriptors of each worker."""
         reports = self.ask()
-        self.samples.append({report["name"]: (report["memory"], report["descriptors"]) for report in reports})
+        self.samples.append({report["name"]: (report["in_use"], report["descriptors"]) for report in reports})
         served = sum(report["calls_served"] for report in reports)
-        memory = ", ".join(f"{report['memory'] / 2**20:.0f}" for report in reports)
-        print(f"{served:,} calls; memory {memory} MiB; descriptors {[r['descriptors'] for r in reports]}", flush=True)
+        kinds = ("resident", "shared", "in_use", "kept_free")
+        memory = "; ".join(f"{kind} {[round(r[kind] / 2**20) for r in reports]}" for kind in kinds)
+        print(f"{served:,} calls; MiB: {memory}; descriptors {[r['descriptors'] for r in reports]}", flush=True)
 
     def check_flat(self) -> None:
-        """Memory and descriptors of the last third of a calm run are those of the second."""
+        """Memory in use and descriptors of the last third of a calm run are those of the second."""
         third = len(self.samples) // 3
         for name in self.nodes:
-            for index, (what, most) in enumerate((("memory", 1.1), ("descriptors", 1.1))):
+            for index, (what, most) in enumerate((("memory in use", 1.2), ("descriptors", 1.1))):
                 early = max(sample[name][index] for sample in self.samples[third : 2 * third])
                 late = max(sample[name][index] for sample in self.samples[2 * third :])
                 if late > early * most:
@@ -178,6 +186,7 @@ class Chaos:
             now = time.monotonic()
             self.do_what_is_due()
             self.keep_up()
+            self.growth.look({node.name: node.process.pid for node in self.nodes.values() if node.is_alive()}, now)
             if self.is_calm and now >= next_fault:
                 self.sample()
                 next_fault = now + min(30.0, minutes * 6)
@@ -205,7 +214,7 @@ class Chaos:
         deadline = time.monotonic() + 45
         while time.monotonic() < deadline:
             reports = self.ask()
-            if not any(report["owner_rrefs"] or report["user_rrefs"] for report in reports):
+            if not any(report[what] for report in reports for what in LEFT):
                 break
             time.sleep(1.0)
         return reports
@@ -219,10 +228,13 @@ class Chaos:
     def conclude(self, reports: list[dict[str, Any]], minutes: float) -> int:
         for report in reports:
             self.count(report["name"], report)
-            for what in ("owner_rrefs", "user_rrefs", "pending_calls"):
+            for what in LEFT:
                 if report[what]:
                     self.problems.append(f"{report['name']}: {report[what]} {what} are left")
                     (self.folder / f"table-{report['name']}").write_text(report["table"])
+            most = OWN_DESCRIPTORS + DESCRIPTORS_PER_PEER * (len(self.nodes) - 1)
+            if report["descriptors"] > most:
+                self.problems.append(f"{report['name']}: {report['descriptors']} descriptors, more than {most}")
         missing = set(self.nodes) - {report["name"] for report in reports}
         self.problems += [f"{name} does not report" for name in sorted(missing)]
         for node in self.nodes.values():
@@ -243,7 +255,10 @@ class Chaos:
             "hung": sum("hung" in problem for problem in self.problems),
             "python functions run": ran,
             "run twice": twice,
-            "memory MiB": sorted(round(report["memory"] / 2**20) for report in reports),
+            "left": {what: sum(report[what] for report in reports) for what in LEFT},
+            "resident MiB": sorted(round(report["resident"] / 2**20) for report in reports),
+            "in use MiB": sorted(round(report["in_use"] / 2**20) for report in reports),
+            "growth": self.growth.summary(),
             "descriptors": sorted(report["descriptors"] for report in reports),
             "problems": self.problems[:40],
         }

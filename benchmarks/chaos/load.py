@@ -23,6 +23,8 @@ GRACE = 3.0
 """Seconds beyond its timeout after which a call is hung: the question to the callee takes 0.3 of them."""
 TIMEOUTS = (1.0, 3.0, 8.0)
 NUMBER = struct.Struct("<QQ")
+BACKWARD_SECONDS = 3 * 8.0
+"""What a backward pass may take at most: three rounds of messages, each with the nodes' `rpc_timeout`."""
 THREADS = 2
 
 _run_log: list[int] = []
@@ -54,6 +56,13 @@ def read_value(high: int, low: int, reference: Any) -> float:
     """Reads a reference that was passed on."""
     note_run(high, low)
     return float(reference.to_here(3.0)[0])
+
+
+def multiply(high: int, low: int, tensor: torch.Tensor, by: float, then: str) -> torch.Tensor:
+    """A function that gradients go through, which goes on to another worker if one is named."""
+    note_run(high, low)
+    found = tensor * by
+    return zrpc.rpc_sync(then, run_script, args=(found, 1)) if then else found
 
 
 @torch.jit.script
@@ -100,6 +109,7 @@ class Load:
     def _run(self, index: int) -> None:
         chance = random.Random(f"{self._seed}/{index}/{self._high}")
         kinds = [self._python, self._python, self._script, self._script, self._async, self._remote, self._bulk]
+        kinds += [self._autograd, self._retried]
         while not self._stopping.is_set():
             me = current_agent().info.name
             others = [info.name for info in zrpc.get_workers() if info.name != me]
@@ -113,7 +123,8 @@ class Load:
         with self._lock:
             number = next(self._numbers)
         timeout = chance.choice(TIMEOUTS)
-        self._open[number] = (f"{kind} to {to}", time.monotonic() + timeout + GRACE)
+        longest = timeout + GRACE + (BACKWARD_SECONDS if kind == "autograd" else 0.0)
+        self._open[number] = (f"{kind} to {to}", time.monotonic() + longest)
         with self._lock:
             self.made[kind] += 1
         try:
@@ -162,6 +173,24 @@ class Load:
         tensor = torch.arange(chance.choice((10_000, 500_000, 2_000_000)), dtype=torch.float32)
         got = zrpc.rpc_sync(to, run_script, args=(tensor, 1), timeout=timeout)
         return "" if torch.equal(got, tensor * 2 + 1) else "it is not what was sent"
+
+    def _retried(self, to: str, number: int, timeout: float, chance: random.Random) -> str:
+        """A call that may be repeated, on any worker."""
+        others = [info.name for info in zrpc.get_workers() if info.name != current_agent().info.name]
+        got = zrpc.rpc_sync(others or [to], run_script, args=(torch.ones(4), number), timeout=timeout, idempotent=True)
+        return "" if torch.equal(got, torch.full([4], 2.0 + number)) else f"{got}"
+
+    def _autograd(self, to: str, number: int, timeout: float, chance: random.Random) -> str:
+        """A context with a call in it, maybe one that makes another, and a backward pass through them."""
+        by = float(chance.randrange(1, 9))
+        then = chance.choice(["", *(info.name for info in zrpc.get_workers() if info.name != to)])
+        with zrpc.autograd.context() as context:
+            leaf = torch.ones(4, requires_grad=True)
+            got = zrpc.rpc_sync(to, multiply, args=(self._high, number, leaf, by, then), timeout=timeout)
+            zrpc.autograd.backward(context, [got.sum()])
+            gradient = zrpc.autograd.get_gradients(context)[leaf]
+        want = by * 2 if then else by
+        return "" if torch.equal(gradient, torch.full([4], want)) else f"the gradient is {gradient}, not {want}"
 
     def _remote(self, to: str, number: int, timeout: float, chance: random.Random) -> str:
         """A reference: made, passed on, read, kept for a while."""

@@ -15,10 +15,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import zrpc
 from benchmarks.chaos.load import Load, open_run_log
+from benchmarks.chaos.memory import holdings
 from zrpc.broker.server import BrokerServer
 from zrpc.protocol.membership import RegistryOptions
 from zrpc.runtime.context import current_agent
@@ -33,16 +32,16 @@ def say(what: dict[str, Any]) -> None:
 
 def describe(load: Load) -> dict[str, Any]:
     """Where this process stands."""
-    process = psutil.Process()
-    statistics = current_agent().statistics()
+    agent = current_agent()
+    statistics = agent.statistics()
     names = ("owner_rrefs", "user_rrefs", "forks", "pending_calls", "calls_served", "calls_made", "threads")
     return {
         **load.report(),
         **{name: statistics[name] for name in names},
-        "table": repr(current_agent().references._table)[:6000],
-        "repeated": current_agent().callee._served.repeated,
-        "descriptors": process.num_fds(),
-        "memory": process.memory_info().rss,
+        "table": repr(agent.references._table)[:6000],
+        "repeated": agent.callee._served.repeated,
+        "contexts": len(agent.values.contexts),
+        **holdings(),
     }
 
 

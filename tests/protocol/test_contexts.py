@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from zrpc.protocol.contexts import REMEMBERED, ContextTable, SendCleanup, first_id, maker_of
 from zrpc.protocol.outbox import FIRST_RETRY, LAST_RETRY, Peer
+from zrpc.protocol.strangers import PATIENCE
 
 A, B, C, D = (Peer(number, 100 + number) for number in range(4))
 EVERYBODY = [A, B, C, D]
@@ -140,6 +141,53 @@ def test_the_loss_of_a_maker_ends_its_contexts() -> None:
     for number in (of_a, of_a_before, of_c):
         contexts.join(number)
     assert contexts.peer_lost(A, 1, [B, C], 0.0) == ([of_a], [])
+
+
+def test_nothing_is_passed_on_after_the_end() -> None:
+    contexts = table(B)
+    number = first_id(0, 0)
+    contexts.join(number)
+    assert contexts.passed_on(number, C)
+    contexts.release(number, EVERYBODY, 0.0, told_by=A)
+    assert not contexts.passed_on(number, D)
+    assert not table().passed_on(number, B)
+
+
+def test_contexts_of_a_lost_maker_are_not_joined() -> None:
+    contexts = table(B)
+    contexts.peer_lost(A, 3, [B, C], 0.0)
+    contexts.peer_lost(Peer(0, 90), 2, [B, C], 0.0)  # we hear of an earlier life late
+    assert [contexts.join(first_id(0, life)) for life in (2, 3, 4)] == [False, False, True]
+    assert contexts.join(first_id(2, 0))
+
+
+def test_lives_begin_anew_after_65536() -> None:
+    contexts = table(B)
+    contexts.peer_lost(A, 65_535, [B, C], 0.0)
+    assert [contexts.join(first_id(0, life)) for life in (65_534, 65_535, 65_536)] == [False, False, True]
+
+
+def test_a_maker_that_nobody_announces_is_taken_for_lost() -> None:
+    contexts = table(B)
+    strange, announced, known = first_id(0, 1), first_id(2, 0), first_id(3, 0)
+    for number in (strange, announced, known):
+        assert contexts.join(number, {(3, 0)}, now=5.0)
+    assert contexts.next_deadline() == 5.0 + PATIENCE
+    lives = {(2, 0), (3, 0)}
+    assert contexts.strangers_due(lives, 4.9 + PATIENCE) == []
+    assert contexts.strangers_due(lives, 5.0 + PATIENCE) == [strange]
+    assert contexts.next_deadline() is None
+    contexts.release(strange, EVERYBODY, 20.0)
+    assert not contexts.join(strange + 1, lives, 20.0)
+    assert contexts.active() == [announced, known]
+
+
+def test_a_stranger_whose_loss_is_announced_is_not_waited_for() -> None:
+    contexts = table(B)
+    number = first_id(0, 1)
+    contexts.join(number, set(), now=5.0)
+    assert contexts.peer_lost(A, 1, [B], 6.0) == ([number], [])
+    assert contexts.next_deadline() is None
 
 
 def test_memory_of_what_has_ended_is_bounded() -> None:

@@ -6,10 +6,15 @@ A failure names its seed: `python -m zrpc.testing.simulate --seed N` shows that 
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 
 import pytest
 
+from zrpc.protocol.backward import BackwardPass
 from zrpc.protocol.calls import CallTable
+from zrpc.protocol.contexts import ContextTable
+from zrpc.protocol.outbox import Peer
+from zrpc.protocol.retries import Retry
 from zrpc.protocol.rref_owner import Owners
 from zrpc.protocol.rrefs import RRefTable
 from zrpc.protocol.served import Served
@@ -106,6 +111,56 @@ def test_an_owner_that_does_not_wait_for_its_users(monkeypatch: pytest.MonkeyPat
 
 def test_a_member_that_misses_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the broker" in broken(monkeypatch, Session, "_take_gone", lambda self, *which: [])
+
+
+def test_ends_of_contexts_that_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zrpc.protocol.contexts.FIRST_RETRY", 1e6)
+    assert "keeps contexts" in broken(monkeypatch, ContextTable, "timer_fired", lambda self, now: [])
+
+
+def test_calls_that_spread_a_context_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = ContextTable.passed_on
+
+    def careless(self: ContextTable, context_id: int, to: Peer) -> bool:
+        good(self, context_id, to)
+        return True
+
+    assert "keeps contexts" in broken(monkeypatch, ContextTable, "passed_on", careless)
+
+
+def test_contexts_of_lost_makers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ContextTable, "strangers_due", lambda self, lives, now: self._strange.clear() or [])
+    assert "keeps contexts" in broken(monkeypatch, ContextTable, "_is_makers_life_over", lambda self, context_id: False)
+
+
+def test_backward_passes_that_do_not_wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_touched(self: BackwardPass, terminals: object) -> list[int]:
+        found, self._touched = sorted(self._touched), set()
+        return found
+
+    assert "has had its gradient" in broken(monkeypatch, BackwardPass, "_take_complete", all_touched)
+
+
+def test_retries_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Retry, "fail", lambda self, where, now: now + 0.1)
+    assert "after its deadline" in broken(monkeypatch, Retry, "choose", lambda self, candidates: candidates[0])
+
+
+def test_a_reference_that_a_late_call_brings_is_let_go_too() -> None:
+    """A call whose caller has given up may still run, after the history: its function drops what it was given."""
+    simulation = Simulation(replace(Schedule.of(1), latency=0.3, drop=0.0, repeat=0.0, deaths=False))
+    simulation.run()
+    giver, taker = simulation.serving()[:2]
+    assert giver.references is not None
+    giver.references.create_local()
+    for _ in range(20):
+        forks = giver.references.fork_some(taker.peer, simulation.network.now + 0.2)
+        giver.begin(taker, 0.2, taker.on_call, forks=forks)
+    simulation.advance(0.201)
+    assert len(giver.calls) == 0
+    ran = len(simulation.truth.ran)
+    simulation.settle("the end", simulation.undrained)
+    assert len(simulation.truth.ran) > ran
 
 
 def test_promises_about_calls_and_lives() -> None:

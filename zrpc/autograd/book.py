@@ -22,7 +22,7 @@ from zrpc.autograd.tally import Tally
 from zrpc.clock import Clock, monotonic
 from zrpc.errors import AutogradMisuse, FrameError, ZrpcError
 from zrpc.protocol.calls import WorkerKey
-from zrpc.protocol.contexts import ContextTable, SendCleanup, first_id
+from zrpc.protocol.contexts import ContextTable, Maker, SendCleanup, first_id
 from zrpc.protocol.outbox import Peer
 from zrpc.runtime.context import running
 from zrpc.runtime.tasks import Asker, Task
@@ -70,9 +70,17 @@ class ContextBook:
         """The context of a call that came, made here if it is new; None if it has ended."""
         with self._lock:
             context = self._contexts.get(context_id)
-            if context is None and self._table.join(context_id):
+            if context is None and self._table.join(context_id, self._lives(), self._clock()):
                 context = self._enter(context_id)
-            return context
+                is_strange = self._table.next_deadline() is not None
+            else:
+                is_strange = False
+        if is_strange:
+            self._agent.receiver.expect(self.next_deadline())
+        return context
+
+    def _lives(self) -> set[Maker]:
+        return {(member.id, member.life & 0xFFFF) for member in self._agent.members()}
 
     def find(self, context_id: int) -> DistAutogradContext | None:
         """A context that this worker takes part in."""
@@ -90,10 +98,10 @@ class ContextBook:
         self._contexts[context_id] = context
         return context
 
-    def passed_on(self, context_id: int, to: WorkerKey) -> None:
-        """A message of the context is about to be sent to this worker."""
+    def passed_on(self, context_id: int, to: WorkerKey) -> bool:
+        """A message of the context is about to be sent to this worker. False when the context has ended."""
         with self._lock:
-            self._table.passed_on(context_id, Peer(*to))
+            return self._table.passed_on(context_id, Peer(*to))
 
     def known_to(self, context_id: int) -> set[int]:
         """The ids of the workers that this one has passed a context on to."""
@@ -176,7 +184,10 @@ class ContextBook:
     def on_timer(self, now: float) -> None:
         with self._lock:
             effects = self._table.timer_fired(now)
+            ended = self._table.strangers_due(self._lives(), now)
         self._send_cleanups(effects)
+        for context_id in ended:
+            self.release(context_id)
 
     # ------------------------------------------------------------------------------------ backward
 
@@ -197,6 +208,8 @@ class ContextBook:
 
     def on_backward(self, asker: Asker, envelope: Envelope, is_local: bool) -> None:
         """A message of a backward pass came. torch's engine may run long."""
+        if not self._agent.callee.is_first(envelope):
+            return  # the network has repeated it; the first one is answered
         if envelope.trace is not None:
             self._agent.tracer.arrive(envelope, "backward")
         task = Task(asker, envelope, None, self._clock())

@@ -26,8 +26,8 @@ PassId = tuple[int, int]
 class Spread(Protocol):
     """Who knows of a context."""
 
-    def passed_on(self, context_id: int, to: WorkerKey) -> None:
-        """A message of the context is about to be sent to this worker."""
+    def passed_on(self, context_id: int, to: WorkerKey) -> bool:
+        """A message of the context is about to be sent to this worker. False when the context has ended."""
 
     def known_to(self, context_id: int) -> set[int]:
         """The ids of the workers that messages of the context were sent to."""
@@ -57,9 +57,13 @@ class DistAutogradContext:
 
     # ------------------------------------------------------------------------------------ recording
 
-    def record_sent(self, tensors: Sequence[torch.Tensor], to: WorkerKey) -> int:
-        """Tensors, all of which require grad, leave for a worker in one message; returns its number."""
-        self._spread.passed_on(self.context_id, to)
+    def record_sent(self, tensors: Sequence[torch.Tensor], to: WorkerKey) -> int | None:
+        """Tensors, all of which require grad, leave for a worker in one message; returns its number.
+
+        None when the context has ended: the message is not of it. A worker that came into it now would not be told.
+        """
+        if not self._spread.passed_on(self.context_id, to):
+            return None
         number = self._next_number()
         if tensors:
             with self.lock:

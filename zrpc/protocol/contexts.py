@@ -9,6 +9,8 @@ its receiver is lost.
     active  --release | cleanup | its maker is lost--> ended
     ended   --join---> ended           a call that comes late does not bring it back
 
+    active  --its maker has been a stranger for too long--> ended        (see `strangers`: nobody would tell us)
+
 One rule: no worker keeps a context whose end it could have known. The first cleanup that a worker gets is acknowledged
 when all that it has set off are, others at once (as Dijkstra and Scholten have it). If somebody that the context was passed
 on to is lost before, nobody can say whom that one passed it on to, or told: then all members are told.
@@ -21,10 +23,12 @@ An id has the worker that made it in its upper bits, and that worker's life, so 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
+from zrpc.clock import earliest
 from zrpc.protocol.outbox import FIRST_RETRY, LAST_RETRY, Peer
+from zrpc.protocol.strangers import PATIENCE
 
 WORKER_SHIFT: Final = 48
 LIFE_SHIFT: Final = 32
@@ -41,8 +45,12 @@ def first_id(worker_id: int, life: int) -> int:
     return worker_id << WORKER_SHIFT | (life & 0xFFFF) << LIFE_SHIFT
 
 
-def maker_of(context_id: int) -> tuple[int, int]:
-    """(worker id, life, modulo 65,536) of the worker that made a context."""
+Maker = tuple[int, int]
+"""A life of a worker: its id, and the life modulo 65,536."""
+
+
+def maker_of(context_id: int) -> Maker:
+    """The worker that made a context, and its life then."""
     return context_id >> WORKER_SHIFT, context_id >> LIFE_SHIFT & 0xFFFF
 
 
@@ -72,6 +80,10 @@ class ContextTable:
         self._ended: OrderedDict[int, None] = OrderedDict()
         self._sending: dict[SendCleanup, _Message] = {}
         self._engagers: dict[int, Peer] = {}
+        self._lost: dict[int, int] = {}
+        """The newest lost life of each worker, modulo 65,536."""
+        self._strange: dict[Maker, float] = {}
+        """Makers of contexts here that are not members, as far as is known here, and since when."""
 
     def __repr__(self) -> str:
         return f"<ContextTable active={len(self._active)} sending={len(self._sending)}>"
@@ -88,27 +100,55 @@ class ContextTable:
         self._active[context_id] = set()
         return context_id
 
-    def join(self, context_id: int) -> bool:
-        """A call came in this context. False when it has ended: the call runs, and is not recorded."""
+    def join(self, context_id: int, lives: Collection[Maker] | None = None, now: float = 0.0) -> bool:
+        """A call came in this context. False when it has ended: the call runs, and is not recorded.
+
+        `lives` are the members' now; without them the maker is taken for one.
+        """
         if context_id in self._active:
             return True
-        if context_id in self._ended or self._is_own(context_id):
+        if context_id in self._ended or self._is_own(context_id) or self._is_makers_life_over(context_id):
             return False
         self._active[context_id] = set()
+        maker = maker_of(context_id)
+        if lives is not None and maker not in lives:
+            self._strange.setdefault(maker, now)
         return True
 
     def _is_own(self, context_id: int) -> bool:
         return maker_of(context_id) == maker_of(self._first)
 
+    def _is_makers_life_over(self, context_id: int) -> bool:
+        """Whether the worker that made the context was declared lost, in this life or a later one.
+
+        It may go on for a moment, until it hears of that; and calls of others may be under way in its contexts. Nobody
+        would tell us of their ends.
+        """
+        return self._is_lost(maker_of(context_id))
+
+    def _is_lost(self, maker: Maker) -> bool:
+        lost = self._lost.get(maker[0])
+        return lost is not None and (lost - maker[1]) & 0xFFFF < 1 << 15
+
     def is_active(self, context_id: int) -> bool:
         """Whether this worker takes part in the context."""
         return context_id in self._active
 
-    def passed_on(self, context_id: int, to: Peer) -> None:
-        """A message of this context is about to be sent."""
+    def active(self) -> list[int]:
+        """The contexts that this worker takes part in, oldest first."""
+        return list(self._active)
+
+    def passed_on(self, context_id: int, to: Peer) -> bool:
+        """A message of this context is about to be sent. False when it has ended: then the message must not name it.
+
+        Who gets to know of a context after its end would never be told of that.
+        """
         known = self._active.get(context_id)
-        if known is not None and to != self._me:
+        if known is None:
+            return False
+        if to != self._me:
             known.add(to)
+        return True
 
     def known_to(self, context_id: int) -> frozenset[Peer]:
         """Whom this worker has passed the context on to."""
@@ -165,6 +205,8 @@ class ContextTable:
         Returns the contexts that it made, which must be released, and what is to be sent: it may not have passed on the
         ends that it was told.
         """
+        maker = peer.worker_id, life & 0xFFFF
+        self._note_loss(maker)
         others = [member for member in members if member not in (self._me, peer)]
         effects = []
         for effect in [effect for effect in self._sending if effect.to == peer]:
@@ -174,14 +216,32 @@ class ContextTable:
             if peer in known:
                 known.discard(peer)
                 self._orphans.add(context_id)
-        maker = (peer.worker_id, life & 0xFFFF)
-        return [context_id for context_id in self._active if maker_of(context_id) == maker], effects
+        return self._made_by(maker), effects
+
+    def _note_loss(self, maker: Maker) -> None:
+        self._strange.pop(maker, None)
+        if not self._is_lost(maker):
+            self._lost[maker[0]] = maker[1]
+
+    def _made_by(self, maker: Maker) -> list[int]:
+        return [context_id for context_id in self._active if maker_of(context_id) == maker]
 
     # ------------------------------------------------------------------------------------ time
 
     def next_deadline(self) -> float | None:
         """When `timer_fired` is due."""
-        return min((message.due for message in self._sending.values()), default=None)
+        again = min((message.due for message in self._sending.values()), default=None)
+        return earliest(again, min(self._strange.values()) + PATIENCE if self._strange else None)
+
+    def strangers_due(self, lives: Collection[Maker], now: float) -> list[int]:
+        """Contexts whose makers are still no members after a while, and are taken for lost: to be released."""
+        ended = []
+        for maker in [maker for maker, since in self._strange.items() if since + PATIENCE <= now]:
+            del self._strange[maker]
+            if maker not in lives:
+                self._note_loss(maker)
+                ended += self._made_by(maker)
+        return ended
 
     def timer_fired(self, now: float) -> list[SendCleanup]:
         """What must be sent again."""

@@ -101,9 +101,7 @@ class Callee:
             if not self._find_function(task):
                 self._answer(task, Kind.NEED_CODE)
                 return
-            with self._served_lock:
-                is_new = self._served.accept((envelope.sender, envelope.sender_incarnation), envelope.message_id)
-            if not is_new:
+            if not self.is_first(envelope):
                 return  # the network has repeated it; the references in it belong to the first
             self._admission.check_room(task.key[:2])
             if envelope.kind == Kind.REMOTE_CALL and not self._accept(task):
@@ -125,6 +123,11 @@ class Callee:
             self._executor.submit(job, key)
         else:
             self._executor.run(job, key)
+
+    def is_first(self, envelope: Envelope) -> bool:
+        """Take on a message: True the first time that it comes, False when the network has repeated it."""
+        with self._served_lock:
+            return self._served.accept((envelope.sender, envelope.sender_incarnation), envelope.message_id)
 
     def on_cancel(self, envelope: Envelope) -> None:
         """A call is not wanted any more. Does nothing if it has been answered, or was never made."""

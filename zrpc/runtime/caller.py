@@ -244,7 +244,8 @@ class Caller:
         """The reply belongs to the context that it is asked for in: the value may be part of a graph there."""
         recorder = current_recorder()
         if recorder is not None:
-            envelope.autograd = recorder.context_id, recorder.record_sent((), peer.key)
+            number = recorder.record_sent((), peer.key)
+            envelope.autograd = None if number is None else (recorder.context_id, number)
 
     def ask(
         self,

@@ -24,8 +24,11 @@ class Recorder(Protocol):
     def context_id(self) -> int:
         """Unique in the cluster."""
 
-    def record_sent(self, tensors: Sequence[torch.Tensor], to: WorkerKey) -> int:
-        """Tensors that require grad leave for a worker in one message; returns the number to send along."""
+    def record_sent(self, tensors: Sequence[torch.Tensor], to: WorkerKey) -> int | None:
+        """Tensors that require grad leave for a worker in one message; returns the number to send along.
+
+        None when the context has ended: the message must not name it.
+        """
 
     def record_received(self, number: int, sender: WorkerKey, tensors: Sequence[torch.Tensor]) -> None:
         """Tensors that were recorded under that number have come: make them part of a graph here, in place."""

@@ -90,7 +90,8 @@ class Values:
             self.write(envelope, target.codec, value, to, expires, _ROOTS[target.codec], recorder)
         if recorder is not None and envelope.autograd is None and target.codec is not Codec.BUILTIN:
             # What the function returns may require grad where no argument does: its own parameters, for example.
-            envelope.autograd = recorder.context_id, recorder.record_sent((), to)
+            number = recorder.record_sent((), to)
+            envelope.autograd = None if number is None else (recorder.context_id, number)
 
     def check_accepts(self, codec: int, function: str) -> None:
         """Raise `CodecRefused` if this worker does not take calls of that codec: before anything of them is read."""
@@ -158,7 +159,8 @@ class Values:
             else:
                 encoded = dumps_script(value, self._hooks, root, recorded)
             if recorder is not None and recorded:
-                envelope.autograd = recorder.context_id, recorder.record_sent(recorded, to)
+                number = recorder.record_sent(recorded, to)
+                envelope.autograd = None if number is None else (recorder.context_id, number)
         except BaseException:
             if forks:
                 self._forks.take_back(forks, to)

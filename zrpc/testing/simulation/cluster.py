@@ -11,6 +11,8 @@ from collections.abc import Callable
 from zrpc.protocol.rrefs import Peer
 from zrpc.testing.simulation.broker import NOTICE, Broker
 from zrpc.testing.simulation.network import Network
+from zrpc.testing.simulation.recording import LEAF
+from zrpc.testing.simulation.repeating import Repeated
 from zrpc.testing.simulation.schedule import Schedule
 from zrpc.testing.simulation.truth import BrokenPromise, Truth
 from zrpc.testing.simulation.worker import Process
@@ -31,6 +33,7 @@ class Simulation:
         self.processes: dict[int, Process] = {}
         self.by_peer: dict[Peer, Process] = {}
         self.disturbed = False
+        self.has_losses = False
         self._numbers = 0
         self._is_over = False
         for index in range(schedule.workers):
@@ -88,6 +91,7 @@ class Simulation:
         if workers:
             process = chance.choice(workers)
             kinds = [self.make_call, self.make_call, self.make_value, self.make_value, self.fetch, self.let_go]
+            kinds += [self.begin_context, self.use_context, self.use_context, self.end_context, self.repeat]
             chance.choice(kinds)(process)
 
     def timeout(self) -> float:
@@ -99,7 +103,11 @@ class Simulation:
         names = [name for name in process.session.members if name != process.name]
         if not names:
             return None
-        member = process.session.members[self.network.random.choice(names)]
+        return self.peer_named(process, self.network.random.choice(names))
+
+    def peer_named(self, process: Process, name: str) -> Process | None:
+        """Whom the process knows by this name."""
+        member = process.session.members[name]
         return self.by_peer_of(Peer(member.id, member.incarnation))
 
     def by_peer_of(self, peer: Peer) -> Process | None:
@@ -109,8 +117,8 @@ class Simulation:
             self.by_peer[peer] = found
         return self.by_peer.get(peer)
 
-    def make_call(self, process: Process, bound: float | None = None) -> None:
-        """A call with, maybe, references in it."""
+    def make_call(self, process: Process, bound: float | None = None, context_id: int | None = None) -> None:
+        """A call with, maybe, references in it, maybe in a context."""
         to = self.pick_peer(process)
         if to is None or process.references is None:
             return
@@ -119,7 +127,7 @@ class Simulation:
             return
         deadline = self.network.now + timeout
         forks = process.references.fork_some(to.peer, deadline) if self.network.chance(0.5) else []
-        process.begin(to, timeout, to.on_call, forks=forks)
+        process.begin(to, timeout, to.on_call, forks=forks, context_id=context_id)
 
     def make_value(self, process: Process) -> None:
         """A value of the process's own, or one that another worker makes."""
@@ -140,6 +148,48 @@ class Simulation:
                 process.references.hold(key)
             else:
                 process.references.fetch(key, self.timeout())
+
+    def repeat(self, process: Process) -> None:
+        """A call that may be repeated."""
+        Repeated(process, self.timeout())
+
+    def begin_context(self, process: Process) -> None:
+        """A distributed autograd context, with some calls in it."""
+        assert process.recording is not None
+        context_id = process.recording.begin()
+        for _ in range(self.network.random.randint(1, 3)):
+            self.make_call(process, None, context_id)
+
+    def use_context(self, process: Process) -> None:
+        """One more call in a context of the process's own, or a backward pass."""
+        assert process.recording is not None
+        own = process.recording.own
+        if not own:
+            self.begin_context(process)
+            return
+        context_id = self.network.random.choice(own)
+        context = process.recording.contexts[context_id]
+        if not context.received or context_id in process.passing.busy or self.network.chance(0.3):
+            self.make_call(process, None, context_id)
+            return
+        terminals = [LEAF, *context.received]
+        roots = {self.network.random.choice(terminals): self.network.random.randint(1, 3) for _ in range(2)}
+        keeps = self.network.chance(0.5)
+        process.passing.backward(context, roots, keeps, lambda how: self.note_pass(process, context_id, how))
+
+    def note_pass(self, process: Process, context_id: int, how: str) -> None:
+        """A backward pass has ended. Where nothing went wrong, and the context was not ended meanwhile, it ended well."""
+        assert process.recording is not None
+        self.network.note(f"{process} ends a backward pass: {how}")
+        is_excused = self.disturbed or self.has_losses or self.schedule.drop or context_id not in process.recording.own
+        if how != "ok" and not is_excused:
+            raise BrokenPromise(f"a backward pass of {process} ended by {how}, and there was no fault")
+
+    def end_context(self, process: Process) -> None:
+        """The program ends a context, whatever is under way in it."""
+        assert process.recording is not None
+        if process.recording.own:
+            process.recording.end(self.network.random.choice(process.recording.own))
 
     def let_go(self, process: Process) -> None:
         """Drop a handle."""
@@ -233,12 +283,18 @@ class Simulation:
             self.advance(3.2)  # its successor is on its way
         self.settle("the history", self.unsettled)
         self.check_calls()
+        self.settle("the end", self.undrained)
+
+    def end_programs(self) -> None:
+        """All programs let go of all references and end their contexts; also of what a late message has brought."""
         for process in self.serving():
             assert process.references is not None
+            assert process.recording is not None
             for key, count in list(process.handles.items()):
                 for _ in range(count):
                     process.references.let_go(key)
-        self.settle("the end", self.undrained)
+            for context_id in list(process.recording.own):
+                process.recording.end(context_id)
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
@@ -272,11 +328,16 @@ class Simulation:
                 return f"{process} has pending references: {process.references.table}"
             if process.running:
                 return f"{process} runs"
+            if process.repeated:
+                return f"{process} waits for {process.repeated}"
+            if not all(self.truth.passes[uid] for uid in process.passes):
+                return f"{process} waits for a backward pass"
         there = {process.name: tuple(process.peer) for process in self.processes.values()}
         return "" if there == expected else f"the broker knows {expected}, there are {there}"
 
     def undrained(self) -> str:
-        """What is still kept, though nobody holds a reference."""
+        """What is still kept, though nobody holds a reference, or is in a context."""
+        self.end_programs()
         for process in self.processes.values():
             if process.references is None:
                 continue  # a latecomer
@@ -284,6 +345,9 @@ class Simulation:
                 return f"{process} is not drained: {process.references.table}"
             if process.values:
                 return f"{process} leaks {process.values}"
+            assert process.recording is not None
+            if left := process.recording.left():
+                return f"{process} keeps contexts: {left}"
         return ""
 
     def check_calls(self) -> None:

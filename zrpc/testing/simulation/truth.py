@@ -30,6 +30,8 @@ class Truth:
         self.made = 0
         self.ends: dict[int, str] = {}
         self.how: Counter[str] = Counter()
+        self.passes: dict[int, str] = {}
+        """Backward passes by number: how they ended, '' for not yet."""
         self.ran: dict[int, Peer] = {}
         self.lives: dict[tuple[int, int], int] = {}
         self.incarnations: dict[int, tuple[str, int]] = {}
@@ -51,6 +53,19 @@ class Truth:
             raise BrokenPromise(f"call {uid} ended by {how} {now - deadline:.3f} s after its deadline")
         self.ends[uid] = how
         self.how[how] += 1
+
+    def begin_pass(self, process: Process) -> int:
+        """A backward pass begins; its number."""
+        uid = len(self.passes) + 1
+        self.passes[uid] = ""
+        process.passes.add(uid)
+        return uid
+
+    def end_pass(self, uid: int, how: str) -> None:
+        """A backward pass has ended, for whoever began it."""
+        if self.passes[uid]:
+            raise BrokenPromise(f"backward pass {uid} ended twice: {self.passes[uid]}, then {how}")
+        self.passes[uid] = how
 
     def run_function(self, uid: int, where: Process) -> None:
         """The function of a call runs."""

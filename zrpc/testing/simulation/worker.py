@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from zrpc.clock import earliest
 from zrpc.ids import ForkId, LocalIds, RRefId
 from zrpc.protocol.calls import CallTable
+from zrpc.protocol.contexts import ContextTable, SendCleanup
 from zrpc.protocol.effects import (
     Announce,
     Arrival,
@@ -32,7 +33,10 @@ from zrpc.protocol.rrefs import Fork, Peer, RRefTable, SendAck, SendControl
 from zrpc.protocol.served import Served
 from zrpc.protocol.session import Session
 from zrpc.testing.simulation.network import Place
+from zrpc.testing.simulation.passes import Passing
+from zrpc.testing.simulation.recording import Recording
 from zrpc.testing.simulation.referring import Referring
+from zrpc.testing.simulation.repeating import Repeated
 from zrpc.testing.simulation.truth import BrokenPromise
 from zrpc.wire.messages import Hello, Message
 
@@ -46,7 +50,7 @@ ENDING = 0.05
 class Call:
     """A call that a process has made."""
 
-    __slots__ = ("deadline", "forks", "message_id", "on_end", "peer", "uid")
+    __slots__ = ("deadline", "forks", "message_id", "on_end", "peer", "recorded", "reply_number", "uid", "value")
 
     def __init__(
         self,
@@ -63,6 +67,11 @@ class Call:
         self.deadline = deadline
         self.forks = forks
         self.on_end = on_end
+        self.recorded: tuple[int, int] | None = None
+        """The context that it is made in, and the number of what it carries."""
+        self.reply_number = 0
+        self.value: tuple[int, frozenset[int], str] = 0, frozenset(), ""
+        """What a message of a backward pass is answered with."""
 
     def __repr__(self) -> str:
         return f"<Call {self.uid} to {self.peer}>"
@@ -85,6 +94,11 @@ class Process(Place):
         self.calls: CallTable[Call] = CallTable()
         self.served = Served()
         self.references: Referring | None = None
+        self.recording: Recording | None = None
+        self.passing = Passing(self)
+        self.passes: set[int] = set()
+        """Backward passes that began here."""
+        self.repeated: set[Repeated] = set()
         self.handles: Counter[tuple[RRefId, ForkId | None]] = Counter()
         self.dead_users: set[ForkId] = set()
         self.values: set[RRefId] = set()
@@ -131,6 +145,7 @@ class Process(Place):
             self.truth.begin_life(self)
             ids = LocalIds(self.session.id, self.session.life)
             self.references = Referring(self, RRefTable(self.session.id, ids, self.session.incarnation))
+            self.recording = Recording(self, ContextTable(self.peer, self.session.life))
         elif isinstance(news, MemberUp):
             assert self.references is not None
             member = news.member
@@ -145,10 +160,13 @@ class Process(Place):
     def on_loss(self, peer: Peer, life: int, why: str) -> None:
         """A life of another worker is over, as far as is known here."""
         self.lost.add(peer)
+        self.cluster.has_losses = True
         for call in self.calls.lose(peer):
             self.finish(call, "lost")
         if self.references is not None:
             self.references.lose(peer, life, why)
+        if self.recording is not None:
+            self.recording.on_loss(peer, life)
 
     # ----------------------------------------------------------------------------------------------- calls
 
@@ -160,12 +178,16 @@ class Process(Place):
         *args: object,
         forks: list[Fork] | None = None,
         on_end: Callable[[str], None] | None = None,
+        context_id: int | None = None,
     ) -> Call:
-        """Make a call; `what` is the method of `to` that takes it."""
+        """Make a call, maybe in a context; `what` is the method of `to` that takes it."""
         self._next_message += 1
         now = self.network.now
         deadline = None if timeout is None else now + timeout
         call = Call(self.truth.begin_call(), self._next_message, to.peer, deadline, forks or [], on_end)
+        if context_id is not None and self.recording is not None:
+            number = self.recording.record_sent(context_id, to.peer)
+            call.recorded = (context_id, number) if number else None
         self.calls.begin(call.message_id, call.peer, call, deadline)
         self.network.post(self, to, None, what, self, to.peer, call, timeout, *args)
         self.sleep()
@@ -210,6 +232,23 @@ class Process(Place):
         if self.references is not None and to == self.peer:
             self.references.on_fetch(sender, call, rref_id)
 
+    def on_backward(
+        self, sender: Process, to: Peer, call: Call, timeout: float | None, context_id: int, message: tuple[object, ...]
+    ) -> None:
+        """A message of a backward pass came."""
+        if self.takes(sender, to, call):
+            self.passing.take(sender, call, context_id, message)
+
+    def on_cleanup(self, sender: Process, to: Peer, context_id: int, sent: float) -> None:
+        """A context has ended."""
+        if self.recording is not None and to == self.peer:
+            self.recording.on_cleanup(sender, context_id, sent)
+
+    def on_cleanup_ack(self, to: Peer, effect: SendCleanup, sent: float) -> None:
+        """A context has ended elsewhere."""
+        if self.recording is not None and to == self.peer:
+            self.recording.on_ack(effect, sent)
+
     def on_control(self, sender: Peer, effect: SendControl) -> None:
         """A control message of the reference protocol came."""
         if self.references is not None and effect.to == self.peer:
@@ -243,17 +282,29 @@ class Process(Place):
             self.run(sender, call, deadline)
 
     def run(self, sender: Process, call: Call, deadline: float | None) -> None:
-        """Run the function of a call; it may make a call itself."""
+        """Run the function of a call; it may make a call itself, in the same context."""
         self.truth.run_function(call.uid, self)
-        if self.network.chance(0.2):
-            self.cluster.make_call(self, None if deadline is None else deadline - self.network.now)
+        context_id = None
+        if call.recorded is not None and self.recording is not None:
+            context = self.recording.join(call.recorded[0])
+            if context is not None:
+                context_id = context.context_id
+                context.receive(call.recorded[1], sender.peer)
+        if self.network.chance(0.2 if context_id is None else 0.5):
+            self.later(self.network.random.random() * 0.1, self.call_inside, deadline, context_id)
         slow = self.network.chance(0.1)
         self.later(self.network.random.random() * (3.0 if slow else 0.2), self.end_function, sender, call, deadline)
+
+    def call_inside(self, deadline: float | None, context_id: int | None) -> None:
+        """The function makes a call."""
+        self.cluster.make_call(self, None if deadline is None else deadline - self.network.now, context_id)
 
     def end_function(self, sender: Process, call: Call, deadline: float | None) -> None:
         """The function of a call has returned, or raised; its result may carry references."""
         assert self.references is not None
         forks = self.references.fork_some(sender.peer, deadline) if self.network.chance(0.3) else []
+        if call.recorded is not None and self.recording is not None:
+            call.reply_number = self.recording.record_sent(call.recorded[0], sender.peer)
         self.answer(sender, call, "error" if not forks and self.network.chance(0.1) else "result", forks)
 
     def answer(self, sender: Process, call: Call, how: str, forks: list[Fork]) -> None:
@@ -268,6 +319,10 @@ class Process(Place):
             self.references.refuse(forks)
         else:
             self.references.delivered(found.forks, found.peer)
+            if how == "result" and call.reply_number and call.recorded is not None and self.recording is not None:
+                context = self.recording.contexts.get(call.recorded[0])
+                if context is not None:
+                    context.receive(call.reply_number, callee)
             self.references.take(forks)
             self.finish(found, how)
         self.sleep()
@@ -281,6 +336,8 @@ class Process(Place):
         due = earliest(self.session.next_deadline(), self.calls.next_deadline())
         if self.references is not None:
             due = earliest(due, self.references.next_deadline())
+        if self.recording is not None:
+            due = earliest(due, self.recording.next_deadline())
         if due is not None and (self._wake_at is None or due < self._wake_at):
             self._wake_at = due
             self.network.at(max(0.0, due - self.network.now), self.network.arrive, self, self, self._wake, (due,))
@@ -293,6 +350,8 @@ class Process(Place):
             self.finish(call, "timeout")
         if self.references is not None:
             self.references.on_timer(now)
+        if self.recording is not None:
+            self.recording.on_timer(now)
         deadline = self.session.next_deadline()
         if deadline is not None and deadline <= now:
             self.feed(Tick())
@@ -328,9 +387,11 @@ class Process(Place):
         self.later(ENDING, self.end, "closed")
 
     def _end(self, how: str) -> None:
+        self.is_over = True
         for call in self.calls.drain():
             self.finish(call, how)
-        self.is_over = True
+        for repeated in list(self.repeated):
+            repeated.end(how)
         self.handles.clear()
         self.inbox.clear()
         self.cluster.on_exit(self)
