@@ -11,6 +11,7 @@ from collections.abc import Callable
 from zrpc.protocol.rrefs import Peer
 from zrpc.testing.simulation.broker import NOTICE, Broker
 from zrpc.testing.simulation.network import Network
+from zrpc.testing.simulation.passes import NOT_ANNOUNCED
 from zrpc.testing.simulation.recording import LEAF
 from zrpc.testing.simulation.repeating import Repeated
 from zrpc.testing.simulation.schedule import Schedule
@@ -182,7 +183,7 @@ class Simulation:
         assert process.recording is not None
         self.network.note(f"{process} ends a backward pass: {how}")
         is_excused = self.disturbed or self.has_losses or self.schedule.drop or context_id not in process.recording.own
-        if how != "ok" and not is_excused:
+        if how not in ("ok", NOT_ANNOUNCED) and not is_excused:
             raise BrokenPromise(f"a backward pass of {process} ended by {how}, and there was no fault")
 
     def end_context(self, process: Process) -> None:

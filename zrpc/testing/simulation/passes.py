@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from zrpc.testing.simulation.worker import Call, Process
 
 GRADIENTS, MARK, SETTLE = "gradients", "mark", "settle"
+NOT_ANNOUNCED = "not announced"
+"""How a pass ends that comes to a worker whose joining its neighbour has not heard of yet."""
 MESSAGE_SECONDS = 8.0
 """The deadline of one message of a pass."""
 
@@ -166,7 +168,7 @@ class Passing:
         is_there = member is not None and to.incarnation in (0, member.incarnation)
         other = process.cluster.by_peer_of(Peer(member.id, member.incarnation)) if is_there and member else None
         if other is None:
-            count.report(error="lost")
+            count.report(error="lost" if to in process.lost else NOT_ANNOUNCED)
             return
 
         def on_end(how: str) -> None:
