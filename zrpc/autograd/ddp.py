@@ -22,7 +22,6 @@ from zrpc.autograd.context import DistAutogradContext
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.recording import recorder
 
-
 PAUSE: Final = 0.01
 """Seconds for the threads of a process group to let go of what they have done. They need some microseconds, and a turn of
 the interpreter lock."""
