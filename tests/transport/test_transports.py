@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -248,3 +249,93 @@ def test_a_closed_link_is_forgotten() -> None:
         a.connect(listener.address, "member").close()
     assert a._open == {listener}
     a.close()
+
+
+LARGE = 40 << 20
+
+
+def test_large_messages_both_ways(transports: tuple[Transport, Transport, str]) -> None:
+    a, b, address = transports
+    listener = a.listen(address, "member")
+    link = b.connect(listener.address, "member")
+    with _Pump(listener) as at_listener, _Pump(link) as at_link:
+        link.send([b"one", bytes(LARGE), b"two"])
+        route, frames = at_listener.next()
+        assert [bytes(frames[0]), len(frames[1]), bytes(frames[2])] == [b"one", LARGE, b"two"]
+        listener.send(route, [b"answer", memoryview(bytes(LARGE))])
+        listener.send(route, [b"small"])
+        replies = {bytes(frames[0]): frames for frames in (at_link.next(), at_link.next())}
+        assert len(replies[b"answer"][1]) == LARGE
+        assert set(replies) == {b"answer", b"small"}
+    assert link.statistics().messages_out == listener.statistics().messages_in == 1
+    assert link.statistics().messages_in == listener.statistics().messages_out == 2
+    assert link.statistics().bytes_in >= LARGE
+
+
+@pytest.fixture
+def keys() -> Keyring:
+    return new_keyring("test")
+
+
+def test_a_small_message_does_not_wait_for_a_large_one(keys: Keyring) -> None:
+    a, b = ZmqTransport(keys, "member"), ZmqTransport(keys, "member")
+    listener = a.listen("tcp://127.0.0.1:0", "member")
+    link = b.connect(listener.address, "member")
+    with _Pump(listener) as at_listener:
+        link.send([b"large", bytes(LARGE)])
+        link.send([b"small"])
+        assert bytes(at_listener.next().frames[0]) == b"small"
+        with _Pump(link):  # nobody listened for credit until now
+            assert bytes(at_listener.next().frames[0]) == b"large"
+    b.close()
+    a.close()
+
+
+def test_a_listener_that_closes_sends_what_it_has_begun(keys: Keyring) -> None:
+    a, b = ZmqTransport(keys, "member"), ZmqTransport(keys, "member")
+    listener = a.listen("tcp://127.0.0.1:0", "member")
+    link = b.connect(listener.address, "member")
+    poller = Poller()
+    poller.add(listener)
+    link.send([b"request"])
+    route, _ = receive(listener, poller)
+    poller.close()
+    with _Pump(link) as at_link:
+        listener.send(route, [b"answer", bytes(LARGE)])
+        listener.close()
+        assert len(at_link.next()[1]) == LARGE
+    b.close()
+    a.close()
+
+
+class _Pump:
+    """A thread that receives from one end."""
+
+    def __init__(self, end: Any) -> None:
+        self._end = end
+        self._poller = Poller()
+        self._poller.add(end)
+        self._found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            message = self._end.receive()
+            if message is not None:
+                self._found.put(message)
+            elif not self._end.is_busy:
+                self._poller.wait(LONG)
+
+    def next(self) -> Any:
+        return self._found.get(timeout=LONG)
+
+    def __enter__(self) -> _Pump:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._poller.wake()
+        self._thread.join(LONG)
+        self._poller.close()

@@ -72,7 +72,8 @@ class Lane:
             left = time_left(deadline, clock())
             if left == 0.0:
                 return None
-            self.ear.wait(left)
+            if not link.is_busy:
+                self.ear.wait(left)
 
     def close(self) -> None:
         self.ear.close()

@@ -130,6 +130,8 @@ class Receiver:
         for _ in range(BATCH):
             message = receive()
             if message is None:
+                if getattr(source.end, "is_busy", False):
+                    break  # a large message is coming in: others first, then more of it
                 undrained.popleft()
                 return True
             executor.enter()

@@ -218,6 +218,10 @@ class _End:
         self.address: str = inner.address
         self.on_close: Callable[[_End], None] | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._inner.is_busy)
+
     def fileno(self) -> int:
         return self._bell.fileno()
 

@@ -54,6 +54,10 @@ class Link(Pollable, Protocol):
 
     address: str
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last `receive` returned None although there was more: a part of a message that is not whole."""
+
     def send(self, frames: Frames) -> bool:
         """Queue a message. True means that input may have arrived meanwhile and its edge was consumed: the receiver
         must be told to call `receive`. Raises `Unavailable` when the link is closed or its queue is full."""
@@ -79,6 +83,10 @@ class Listener(Pollable, Protocol):
 
     address: str
     """The address that others connect to, with the port that was given."""
+
+    @property
+    def is_busy(self) -> bool:
+        """As of a link."""
 
     def send(self, route: bytes, frames: Frames) -> bool:
         """Send to one peer; True as for `Link.send`. Raises `RouteGone` when its connection is closed."""

@@ -13,6 +13,8 @@ import json
 import os
 import secrets
 import stat
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ MEMBER_FORMAT = 2
 """A key file for members only: without the cluster's secret, and so without the broker's."""
 SECRET_BYTES = 32
 ROLES = ("broker", "member")
+_ZAP_ADDRESS = "inproc://zeromq.zap.01"
 
 
 @dataclass(frozen=True)
@@ -170,3 +173,45 @@ def require_curve() -> None:
     """Raise `ConfigError` when this build of ZeroMQ has no CURVE."""
     if not zmq.has("curve"):
         raise ConfigError("ZeroMQ", ["this build has no CURVE: install the pyzmq wheels, or set security: off"])
+
+
+class Doorkeeper:
+    """Answers ZeroMQ's authentication requests (ZAP, RFC 27): lets the allowed keys in, counts the others.
+
+    A thread of its own, blocked in a receive: it runs once for each new connection and costs nothing otherwise.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: frozenset[bytes]) -> None:
+        self._allowed = allowed
+        self.refused: Counter[str] = Counter()
+        self._socket = context.socket(zmq.REP)
+        self._socket.linger = 0
+        self._socket.bind(_ZAP_ADDRESS)
+        self._thread = threading.Thread(target=self._run, name="zrpc-doorkeeper", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                request = self._socket.recv_multipart()
+                self._socket.send_multipart(self._answer(request))
+        except zmq.ContextTerminated:
+            pass
+        finally:
+            self._socket.close()
+
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        if len(request) < 7 or request[0] != b"1.0":
+            self.refused["malformed"] += 1
+            return [b"1.0", request[1] if len(request) > 1 else b"", b"500", b"malformed", b"", b""]
+        if request[5] != b"CURVE":
+            self.refused["not encrypted"] += 1
+            return [b"1.0", request[1], b"400", b"CURVE is required", b"", b""]
+        from_z85 = z85.encode(request[6])
+        if from_z85 not in self._allowed:
+            self.refused["unknown key"] += 1
+            return [b"1.0", request[1], b"400", b"unknown key", b"", b""]
+        return [b"1.0", request[1], b"200", b"OK", from_z85, b""]
+
+    def join(self) -> None:
+        self._thread.join(timeout=5)

@@ -62,6 +62,8 @@ class LocalLink:
     sent what is no record.
     """
 
+    is_busy = False
+
     def __init__(self, connection: socket.socket, limits: Limits = DEFAULT_LIMITS) -> None:
         self.address = "local"
         self.on_backlog: Callable[[bool], None] | None = None

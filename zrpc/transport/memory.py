@@ -21,6 +21,8 @@ def _size(frame: Buffer) -> int:
 
 
 class _End:
+    is_busy = False  # messages come as a whole
+
     def __init__(self) -> None:
         self._waker = Waker()
         self._queue: deque[Any] = deque()

@@ -21,9 +21,11 @@ from zmq.utils.monitor import recv_monitor_message
 
 from zrpc.errors import ConfigError, Unavailable
 from zrpc.transport.base import Frames, Received, RouteGone, TransportStatistics
-from zrpc.transport.curve import Keyring, require_curve
-from zrpc.wire.envelope import CHUNK_BYTES, cut
+from zrpc.transport.curve import Doorkeeper, Keyring, require_curve
+from zrpc.transport.landing import Landing
+from zrpc.transport.streaming import Streams
 from zrpc.wire.limits import DEFAULT_LIMITS, Limits
+from zrpc.wire.streams import MARK, is_large
 
 HEARTBEATS_MS = {"broker": (500, 1500), "member": (2000, 10_000)}
 """How often ZeroMQ asks whether the peer's process still answers, and how long it waits, by who listens; off by default in
@@ -34,64 +36,26 @@ RECONNECT_MS = 50
 RECONNECT_MAX_MS = 1000
 LINGER_MS = 500
 """How long closing a socket lets queued messages leave."""
+PIECES = 4
+"""Pieces of large messages that one `receive` takes: 4 MiB, so that nobody waits for long who wants to send or is next."""
+STREAM = bytes([MARK])
 ZERO_COPY_BYTES = 64 * 1024
 """Frames below this are copied by pyzmq in any case."""
 
-_ZAP_ADDRESS = "inproc://zeromq.zap.01"
 _NOBLOCK = zmq.NOBLOCK
 _SNDMORE = zmq.SNDMORE | zmq.NOBLOCK
 _RCVMORE = zmq.RCVMORE
 _POLLIN = zmq.POLLIN
 
 
-class _Doorkeeper:
-    """Answers ZeroMQ's authentication requests (ZAP, RFC 27): lets the allowed keys in, counts the others.
-
-    A thread of its own, blocked in a receive: it runs once for each new connection and costs nothing otherwise.
-    """
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: frozenset[bytes]) -> None:
-        self._allowed = allowed
-        self.refused: Counter[str] = Counter()
-        self._socket = context.socket(zmq.REP)
-        self._socket.linger = 0
-        self._socket.bind(_ZAP_ADDRESS)
-        self._thread = threading.Thread(target=self._run, name="zrpc-doorkeeper", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            while True:
-                request = self._socket.recv_multipart()
-                self._socket.send_multipart(self._answer(request))
-        except zmq.ContextTerminated:
-            pass
-        finally:
-            self._socket.close()
-
-    def _answer(self, request: list[bytes]) -> list[bytes]:
-        if len(request) < 7 or request[0] != b"1.0":
-            self.refused["malformed"] += 1
-            return [b"1.0", request[1] if len(request) > 1 else b"", b"500", b"malformed", b"", b""]
-        if request[5] != b"CURVE":
-            self.refused["not encrypted"] += 1
-            return [b"1.0", request[1], b"400", b"CURVE is required", b"", b""]
-        from_z85 = zmq.utils.z85.encode(request[6])
-        if from_z85 not in self._allowed:
-            self.refused["unknown key"] += 1
-            return [b"1.0", request[1], b"400", b"unknown key", b"", b""]
-        return [b"1.0", request[1], b"200", b"OK", from_z85, b""]
-
-    def join(self) -> None:
-        self._thread.join(timeout=5)
-
-
 class _Socket:
     """What a listener and a link share: the lock, the counters, sending and receiving frames."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], landing: Landing, limits: Limits) -> None:
         self._socket = socket
         self._lock = threading.Lock()
+        self._streams = Streams(self._put, landing, limits)
+        self.is_busy = False
         self._fd = int(socket.getsockopt(zmq.FD))
         self._closed = False
         self.on_close: Callable[[Any], None] | None = None
@@ -103,8 +67,12 @@ class _Socket:
     def statistics(self) -> TransportStatistics:
         return TransportStatistics(self._in, self._out, self._bytes_in, self._bytes_out)
 
-    def _send(self, frames: Frames, more: int) -> None:
-        """Send frames with the lock held; `more` says whether a frame went before."""
+    def _put(self, route: bytes, frames: Frames) -> None:
+        """Send frames, along a route if it is not empty, with the lock held. Raises `Unavailable`."""
+        raise NotImplementedError
+
+    def _send(self, frames: Frames) -> None:
+        """Send frames with the lock held."""
         socket = self._socket
         last = len(frames) - 1
         size = 0
@@ -112,13 +80,16 @@ class _Socket:
             length = frame.nbytes if isinstance(frame, memoryview) else len(frame)
             size += length
             # A ROUTER decides at the first frame: once that is taken, the rest cannot fail (high-water marks are off).
-            if length > CHUNK_BYTES:
-                *parts, frame = cut(frame)
-                for part in parts:
-                    socket.send(part, _SNDMORE, copy=False)
             socket.send(frame, _SNDMORE if index < last else _NOBLOCK, copy=length < ZERO_COPY_BYTES)
-        self._out += 1
         self._bytes_out += size
+
+    def _send_message(self, route: bytes, frames: Frames) -> None:
+        """Send a message, in pieces if it is large, with the lock held."""
+        if len(frames) > 1 and is_large(frames):
+            self._streams.send(route, frames)
+        else:
+            self._put(route, frames)
+        self._out += 1
 
     def _receive_rest(self, frames: list[Any]) -> None:
         """Receive a message's further frames, without copying them: they are the large ones."""
@@ -128,8 +99,17 @@ class _Socket:
             view = socket.recv(_NOBLOCK, copy=False).buffer
             frames.append(view)
             size += view.nbytes
-        self._in += 1
         self._bytes_in += size
+
+    def _take(self, route: bytes, frames: list[Any]) -> list[Any] | None:
+        """What of a message is for the caller: all of it, or the message that it completes, if it does."""
+        if frames[0][:1] == STREAM:
+            whole = self._streams.take(route, frames)
+            if whole is None:
+                return None
+            frames = whole
+        self._in += 1
+        return frames
 
     def _was_closed(self) -> None:
         if self.on_close is not None:
@@ -182,8 +162,8 @@ _FAILURES = {
 class ZmqListener(_Socket):
     """A bound ROUTER."""
 
-    def __init__(self, socket: zmq.Socket[bytes], address: str, watch: bool) -> None:
-        super().__init__(socket)
+    def __init__(self, socket: zmq.Socket[bytes], address: str, watch: bool, landing: Landing, limits: Limits) -> None:
+        super().__init__(socket, landing, limits)
         self.address = address
         self._monitor = _Monitor(socket, _LISTENER_EVENTS) if watch else None
         self.refused: Counter[str] = Counter()
@@ -199,35 +179,46 @@ class ZmqListener(_Socket):
         with self._lock:
             if self._closed:
                 raise RouteGone("the listener is closed")
-            try:
-                self._socket.send(route, _SNDMORE)
-            except zmq.ZMQError as error:
-                raise RouteGone(f"the peer's connection is closed ({error})") from None
-            self._send(frames, 1)
+            self._send_message(route, frames)
             return self._has_input()
+
+    def _put(self, route: bytes, frames: Frames) -> None:
+        try:
+            self._socket.send(route, _SNDMORE)
+        except zmq.ZMQError as error:
+            raise RouteGone(f"the peer's connection is closed ({error})") from None
+        self._send(frames)
 
     def receive(self) -> Received | None:
         with self._lock:
+            self.is_busy = False
             if self._closed:
                 return None
-            socket = self._socket
-            try:
-                if self._monitor is None:
-                    route = socket.recv(_NOBLOCK)
-                else:
-                    head = socket.recv(_NOBLOCK, copy=False)
-                    route = head.bytes
-                    # Events are read before the message counts: a descriptor that was closed and given to this new
-                    # connection has its closing event in the queue already.
-                    self._note_lost()
-                    self._routes[int(head.get(zmq.SRCFD))] = route
-            except zmq.Again:
-                return None
-            if not socket.getsockopt(_RCVMORE):
-                return Received(route, [])
-            frames: list[Any] = [socket.recv(_NOBLOCK)]
-            self._receive_rest(frames)
-            return Received(route, frames)
+            for _ in range(PIECES):
+                try:
+                    route = self._receive_route()
+                except zmq.Again:
+                    return None
+                if not self._socket.getsockopt(_RCVMORE):
+                    return Received(route, [])
+                frames: list[Any] = [self._socket.recv(_NOBLOCK)]
+                self._receive_rest(frames)
+                message = self._take(route, frames)
+                if message is not None:
+                    return Received(route, message)
+            self.is_busy = True
+            return None
+
+    def _receive_route(self) -> bytes:
+        if self._monitor is None:
+            return self._socket.recv(_NOBLOCK)
+        head = self._socket.recv(_NOBLOCK, copy=False)
+        route = head.bytes
+        # Events are read before the message counts: a descriptor that was closed and given to this new connection has its
+        # closing event in the queue already.
+        self._note_lost()
+        self._routes[int(head.get(zmq.SRCFD))] = route
+        return route
 
     def _note_lost(self) -> None:
         if self._monitor is not None:
@@ -238,6 +229,13 @@ class ZmqListener(_Socket):
                 route = self._routes.pop(value, None)  # the value is the descriptor that was closed
                 if route is not None:
                     self._lost.append(route)
+
+    def _finish_streams(self) -> None:
+        """Go on sending what is on its way in pieces, as long as credit for it comes. What else comes is too late."""
+        while self._streams.is_sending and self._socket.poll(LINGER_MS):
+            route, *frames = self._socket.recv_multipart(_NOBLOCK)
+            if frames and frames[0][:1] == STREAM:
+                self._streams.take(route, frames)
 
     def lost(self) -> list[bytes]:
         with self._lock:
@@ -250,6 +248,7 @@ class ZmqListener(_Socket):
         with self._lock:
             if self._closed:
                 return
+            self._finish_streams()
             self._closed = True
             if self._monitor is not None:
                 # ZeroMQ closes the address in its own time; who restarts a broker there needs it to be free.
@@ -277,8 +276,8 @@ _ECHOES = {("denied", "disconnected"), ("denied", "refused"), ("disconnected", "
 class ZmqLink(_Socket):
     """A connected DEALER."""
 
-    def __init__(self, socket: zmq.Socket[bytes], address: str, watch: bool) -> None:
-        super().__init__(socket)
+    def __init__(self, socket: zmq.Socket[bytes], address: str, watch: bool, landing: Landing, limits: Limits) -> None:
+        super().__init__(socket, landing, limits)
         self.address = address
         mask = 0
         for event in _LINK_EVENTS:
@@ -290,22 +289,31 @@ class ZmqLink(_Socket):
         with self._lock:
             if self._closed:
                 raise Unavailable(f"the link to {self.address} is closed")
-            try:
-                self._send(frames, 0)
-            except zmq.ZMQError as error:
-                raise Unavailable(f"the link to {self.address} takes no message ({error})") from None
+            self._send_message(b"", frames)
             return self._has_input()
+
+    def _put(self, route: bytes, frames: Frames) -> None:
+        try:
+            self._send(frames)
+        except zmq.ZMQError as error:
+            raise Unavailable(f"the link to {self.address} takes no message ({error})") from None
 
     def receive(self) -> list[Any] | None:
         with self._lock:
+            self.is_busy = False
             if self._closed:
                 return None
-            try:
-                frames: list[Any] = [self._socket.recv(_NOBLOCK)]
-            except zmq.Again:
-                return None
-            self._receive_rest(frames)
-            return frames
+            for _ in range(PIECES):
+                try:
+                    frames: list[Any] = [self._socket.recv(_NOBLOCK)]
+                except zmq.Again:
+                    return None
+                self._receive_rest(frames)
+                message = self._take(b"", frames)
+                if message is not None:
+                    return message
+            self.is_busy = True
+            return None
 
     def monitor_fileno(self) -> int | None:
         return None if self._monitor is None else self._monitor.fileno()
@@ -366,16 +374,17 @@ class ZmqTransport:
         self._heartbeats_ms = {**HEARTBEATS_MS, "broker": broker_heartbeats_ms}
         self._keyring = keyring
         self._limits = limits
+        self._landing = Landing()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._context.max_sockets = 65535
-        self._doorkeeper: _Doorkeeper | None = None
+        self._doorkeeper: Doorkeeper | None = None
         self._open: set[ZmqListener | ZmqLink] = set()
         self._own = None
         if keyring is not None:
             require_curve()
             self._own = keyring.pair(own_role)
             allowed = frozenset(keyring.pair(role).public for role in ("broker", "member"))
-            self._doorkeeper = _Doorkeeper(self._context, allowed)
+            self._doorkeeper = Doorkeeper(self._context, allowed)
 
     def _socket(self, kind: int, role: str) -> zmq.Socket[bytes]:
         try:
@@ -410,7 +419,7 @@ class ZmqTransport:
             raise ConfigError(f"bind address {address}", [f"{error}; use tcp://HOST:PORT, port 0 for any"]) from None
         endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(endpoint, bytes)
-        listener = ZmqListener(socket, endpoint.rstrip(b"\0").decode(), watch)
+        listener = ZmqListener(socket, endpoint.rstrip(b"\0").decode(), watch, self._landing, self._limits)
         self._open.add(listener)
         listener.on_close = self._open.discard
         return listener
@@ -439,7 +448,7 @@ class ZmqTransport:
             socket.curve_secretkey = self._own.secret
             socket.curve_publickey = self._own.public
         try:
-            link = ZmqLink(socket, address, watch)
+            link = ZmqLink(socket, address, watch, self._landing, self._limits)
             socket.connect(address)
         except (zmq.ZMQError, OSError) as error:
             socket.close(0)

@@ -7,8 +7,7 @@ A message is one or more ZeroMQ frames (after the routing id that a ROUTER sees)
     frame 0      | 'Z' | version u8 | flags u16 | header length u32 | body length u32 | header | body | inline buffers |
     frame 1..n   the buffers that are not in frame 0, in order (before them the body, if flag BODY_APART is set)
 
-A body or buffer of more than CHUNK_BYTES may be cut into frames of that size. Over ZeroMQ it is: its one I/O thread handles
-a frame in one go, and while it encrypts one of a gigabyte it answers no heartbeat.
+Over ZeroMQ a large message goes in pieces, and is put together again before it is read here: see `streams`.
 
 Integers are little-endian. A small message is a single frame: measured on a CURVE connection, three frames cost 20 to 50
 microseconds and half the message rate against one. The header is a msgpack array:
@@ -58,9 +57,6 @@ INLINE_BUFFER_BYTES: Final = 8 * 1024
 """A buffer up to this size travels in frame 0."""
 INLINE_TOTAL_BYTES: Final = 64 * 1024
 """All buffers in frame 0 together."""
-
-CHUNK_BYTES: Final = 16 * 1024 * 1024
-"""The largest frame over ZeroMQ."""
 
 PLACE_INLINE: Final = 0
 PLACE_FRAME: Final = 1
@@ -275,24 +271,14 @@ def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
     return frames
 
 
-def cut(buffer: Buffer) -> list[memoryview]:
-    """A buffer as frames of at most CHUNK_BYTES, which are views of it."""
-    view = memoryview(buffer).cast("B")
-    return [view[start : start + CHUNK_BYTES] for start in range(0, view.nbytes, CHUNK_BYTES)]
-
-
-def _collect(frames: Sequence[Any], first: int, size: int, what: str) -> tuple[memoryview, int]:
-    """The bytes of something that begins at frame `first`, and the number of the frame after it."""
-    if first < len(frames) and _nbytes(frames[first]) == size:
-        return memoryview(frames[first]).cast("B"), first + 1
-    count = max(1, -(-size // CHUNK_BYTES))
-    if first + count > len(frames):
+def _take_frame(frames: Sequence[Any], index: int, size: int, what: str) -> memoryview:
+    """The frame of that number, if it has the size that its descriptor says."""
+    if index >= len(frames):
         raise _fail(f"a frame of {what} is missing")
-    views = [memoryview(frame).cast("B") for frame in frames[first : first + count]]
-    found = sum(view.nbytes for view in views)
-    if found != size or any(view.nbytes != CHUNK_BYTES for view in views[:-1]):
-        raise _fail(f"{what} is {found} bytes in {count} frame(s), its descriptor says {size}")
-    return (views[0] if count == 1 else memoryview(b"".join(views))), first + count
+    view = memoryview(frames[index]).cast("B")
+    if view.nbytes != size:
+        raise _fail(f"{what} is {view.nbytes} bytes, its descriptor says {size}")
+    return view
 
 
 def _fail(why: str) -> FrameError:
@@ -374,7 +360,8 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
     next_frame = 1
     body: memoryview
     if flags & BODY_APART:
-        body, next_frame = _collect(frames, next_frame, body_size, "the body")
+        body = _take_frame(frames, next_frame, body_size, "the body")
+        next_frame += 1
     else:
         body = first[position : position + body_size]
         position += body_size
@@ -426,8 +413,8 @@ def _take_buffers(
             out.append(first[position : position + size])
             position += size
         elif place == PLACE_FRAME:
-            view, next_frame = _collect(frames, next_frame, size, "a buffer")
-            out.append(view)
+            out.append(_take_frame(frames, next_frame, size, "a buffer"))
+            next_frame += 1
         else:
             raise _fail(f"unknown place {place!r} of a buffer")
     if total > limits.message_bytes:
