@@ -78,9 +78,13 @@ class Watched(Future[int]):
         super().__init__()
         self.is_waited_for = threading.Event()
 
-    def add_done_callback(self, callback: Any) -> None:
-        super().add_done_callback(callback)
-        self.is_waited_for.set()
+        self._looks = 0
+
+    def done(self) -> bool:
+        self._looks += 1
+        if self._looks == 2:  # the last look before the wait
+            self.is_waited_for.set()
+        return super().done()
 
 
 class Interrupted(Exception):

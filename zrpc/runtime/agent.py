@@ -48,6 +48,7 @@ from zrpc.runtime.askers import LocalAsker, RouteAsker
 from zrpc.runtime.callee import Callee
 from zrpc.runtime.caller import Caller
 from zrpc.runtime.context import running
+from zrpc.runtime.control import CONTROL
 from zrpc.runtime.directory import ClusterClient, MemberDirectory
 from zrpc.runtime.draining import Draining
 from zrpc.runtime.eventloop import EventLoop
@@ -86,14 +87,6 @@ BROKER_PATIENCE = 30.0
 
 _CALLS = (Kind.CALL, Kind.REMOTE_CALL)
 _REPLIES = (Kind.REPLY, Kind.ERROR, Kind.NEED_CODE, Kind.ANSWER)
-_CONTROL = (
-    Kind.RREF_FORK_REQUEST,
-    Kind.RREF_CHILD_ACCEPT,
-    Kind.RREF_USER_DELETE,
-    Kind.RREF_FORK_NOTICE,
-    Kind.RREF_CREATION_NOTICE,
-    Kind.ACK,
-)
 
 
 class Agent:
@@ -152,7 +145,15 @@ class Agent:
         self.receiver.executor = self.executor
         self.client = client
         self.directory = MemberDirectory(client)
-        self.peers = PeerBook(transport, self.directory, self.receiver, self.on_reply_frames, limits)
+        self.peers = PeerBook(
+            transport,
+            self.directory,
+            self.receiver,
+            self.on_reply_frames,
+            limits,
+            self._runs_user_code,
+            self._pending_calls,
+        )
         me = Address(identity.info, identity.incarnation, identity.address)
         self.peers.add_self(LoopbackPeer(self.peers, me, self._deliver_to_self))
         self.lanes = Lanes(
@@ -165,6 +166,8 @@ class Agent:
         self.references = References(
             identity, ids, self.peers, self.receiver, self.remotes, clock, self.tracer, options.reference_stacks
         )
+        self.references.is_looked_after = self.executor.ticks
+        self.executor.at_tick = self._on_tick
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(options.accept_code, options.code_cache_bytes, options.max_code_bytes)
         pending = PendingCalls(clock, options.max_pending_bytes, options.when_full == "fail")
@@ -234,6 +237,10 @@ class Agent:
             self._orphaned_at = None
             self._released.set()  # whoever would have said so is gone
             self._look_again()
+
+    def _on_tick(self) -> None:
+        self.receiver.tick()
+        self.references.look_after()
 
     def wait_released(self, deadline: float | None) -> bool:
         """Wait until all of the static group want to end and no call is under way; False at the deadline."""
@@ -346,7 +353,7 @@ class Agent:
             self._on_fetch(asker, envelope)
         elif kind == Kind.CANCEL:
             self.callee.on_cancel(envelope)
-        elif kind in _CONTROL:
+        elif kind in CONTROL:
             try:
                 self.references.on_control(envelope)
             except ProtocolFault as error:
@@ -415,6 +422,13 @@ class Agent:
             self.caller.on_reply(envelope)
         else:
             self._refuse(f"kind {envelope.kind}", None)
+
+    def _runs_user_code(self, envelope: Envelope) -> bool:
+        """Whether handling a message on a link of ours runs code of a user's, which may take long."""
+        return self.caller.runs_user_code(envelope)
+
+    def _pending_calls(self) -> int:
+        return self.caller.pending()
 
     def _deliver_to_self(self, frames: Frames) -> None:
         envelope = unpack(frames, self._limits)

@@ -27,7 +27,7 @@ from zrpc.protocol.calls import WorkerKey
 from zrpc.runtime.callables import Target, identify, refuse_script_method
 from zrpc.runtime.context import running
 from zrpc.runtime.executor import blocking_here
-from zrpc.runtime.futures import Future, complete
+from zrpc.runtime.futures import Completer, Future
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.inquiry import ask_about, ask_on_a_lane
 from zrpc.runtime.inspection import read_map, write_map
@@ -38,12 +38,15 @@ from zrpc.runtime.raising import kept
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.recording import current_recorder
 from zrpc.runtime.scopes import Scope, current_scope
-from zrpc.runtime.threadstate import capture
 from zrpc.runtime.values import Values
+from zrpc.serialization import plainvalues
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.telemetry.trace import ANSWERED, SENT, WRITTEN, Tracer
 from zrpc.transport.base import RouteGone
 from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack, size_of
+
+_QUIET = (Kind.REMOTE_CALL, Kind.BACKWARD)
+"""What is answered to the library itself."""
 
 
 class Caller:
@@ -112,21 +115,14 @@ class Caller:
         calls this kind of call.
         """
         future: Future[Any] = Future()
-        state = capture()
-
-        def done(value: Any, error: BaseException | None) -> None:
-            if state is None:
-                complete(future, value, error)
-            else:
-                with state:
-                    complete(future, value, error)
-
+        done = Completer(future)
         try:
             peer = self._find(to)
         except WorkerLost as error:
             done(None, kept(error))
             return future
         message_id = self.call(peer, Kind.CALL, func, args, kwargs, timeout, done, mode=mode)
+        future.place = peer
         future.abort = functools.partial(self.cancel, message_id)
         return future
 
@@ -474,6 +470,18 @@ class Caller:
             call.done(None, kept(error))
         else:
             call.done(value, None)
+
+    def runs_user_code(self, envelope: Envelope) -> bool:
+        """Whether `on_reply` would unpickle something, or call what a user has added to a future."""
+        call = self._pending.get(envelope.message_id)
+        if call is None:
+            return envelope.kind != Kind.REPLY
+        is_simple = envelope.codec == Codec.NONE or plainvalues.is_plain(envelope.body)
+        if envelope.kind != Kind.REPLY or not is_simple or call.profiled is not None:
+            return True
+        if type(call.done) is Completer:
+            return call.done.future.has_callbacks
+        return call.envelope.kind not in _QUIET
 
     def cancel(self, message_id: int) -> bool:
         """End a call now, with `Cancelled`, and tell its callee; False if it has ended already."""

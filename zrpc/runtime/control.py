@@ -7,13 +7,33 @@ until its receiver is known to be lost.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
-from zrpc.errors import Unavailable
+from zrpc.errors import FrameError, Unavailable
 from zrpc.protocol.rrefs import Peer as Life
 from zrpc.protocol.rrefs import SendAck, SendControl
 from zrpc.runtime.peers import PeerBook
-from zrpc.wire.envelope import Envelope, Kind, pack
+from zrpc.wire.envelope import RREF_NUMBERS, Envelope, Extra, Kind, pack
+
+BATCH: Final = 256
+"""Messages that are sent as one, at most."""
+CONTROL: Final = frozenset(
+    (
+        Kind.RREF_FORK_REQUEST,
+        Kind.RREF_CHILD_ACCEPT,
+        Kind.RREF_USER_DELETE,
+        Kind.RREF_FORK_NOTICE,
+        Kind.RREF_CREATION_NOTICE,
+        Kind.ACK,
+    )
+)
+"""The kinds of the reference protocol's messages."""
+_MAX_U64: Final = (1 << 64) - 1
+_NOTHING: Final = (0,) * RREF_NUMBERS
+
+Said = tuple[int, int, Sequence[int]]
+"""A message: its kind, its message id, its ids."""
 
 logger = logging.getLogger(__name__)
 
@@ -26,26 +46,51 @@ class ControlPost:
         self._me = me
         self._meet = meet
 
-    def send(self, effect: SendControl | SendAck) -> None:
-        """Send a control message, or an acknowledgement, if its receiver can be reached."""
-        if isinstance(effect, SendAck):
-            self._send(effect.to, Envelope(Kind.ACK, effect.seq))
-            return
-        message = effect.message
-        owner = message.owner or (0, 0)
-        self._send(
-            effect.to,
-            Envelope(int(message.kind), 0, rref=(*message.rref_id, *message.fork_id, effect.seq, effect.floor, *owner)),
-        )
+    def send(self, effects: Sequence[SendControl | SendAck]) -> None:
+        """Send control messages and acknowledgements to whoever can be reached: in order, those to one worker together."""
+        by_receiver: dict[Life, list[Said]] = {}
+        for effect in effects:
+            by_receiver.setdefault(effect.to, []).append(_said(effect))
+        for to, messages in by_receiver.items():
+            for start in range(0, len(messages), BATCH):
+                self._send(to, messages[start : start + BATCH])
 
-    def _send(self, to: Life, envelope: Envelope) -> None:
+    def _send(self, to: Life, messages: Sequence[Said]) -> None:
         peer = self._peers.find_life(to)
         if peer is None:
             self._meet(to)
             return
-        envelope.sender, envelope.sender_incarnation = self._me
-        envelope.receiver_incarnation = to.incarnation
+        kind, message_id, numbers = messages[0]
+        envelope = Envelope(kind, message_id, *self._me, to.incarnation)
+        if kind != Kind.ACK:
+            envelope.rref = tuple(numbers)
+        if len(messages) > 1:
+            envelope.extra = {Extra.MORE: [[kind, number, *numbers] for kind, number, numbers in messages[1:]]}
         try:
             peer.send(pack(envelope))
         except Unavailable as error:
             logger.debug("control message to %s not sent: %s", peer, error)
+
+
+def _said(effect: SendControl | SendAck) -> Said:
+    if isinstance(effect, SendAck):
+        return Kind.ACK, effect.seq, _NOTHING
+    message = effect.message
+    owner = message.owner or (0, 0)
+    return int(message.kind), 0, (*message.rref_id, *message.fork_id, effect.seq, effect.floor, *owner)
+
+
+def read_control(envelope: Envelope) -> Iterator[Said]:
+    """The messages in an envelope. Raises `FrameError` for what is none, before or after some that are."""
+    yield envelope.kind, envelope.message_id, envelope.rref or _NOTHING
+    more: Any = envelope.extra.get(Extra.MORE) if envelope.extra else None
+    if more is None:
+        return
+    if type(more) is not list or len(more) >= BATCH:
+        raise FrameError(f"further messages of the reference protocol are not a list of fewer than {BATCH}")
+    for said in more:
+        if type(said) is not list or len(said) != 2 + RREF_NUMBERS or said[0] not in CONTROL:
+            raise FrameError("a further message of the reference protocol is not its kind, its id and eight ids")
+        if not all(type(number) is int and 0 <= number <= _MAX_U64 for number in said[1:]):
+            raise FrameError("a further message of the reference protocol has numbers out of range")
+        yield said[0], said[1], said[2:]

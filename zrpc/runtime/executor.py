@@ -103,6 +103,9 @@ class Executor:
         self._busy = 0.0
         self._history: dict[Hashable, float] = {}
         self._parked = True
+        self._is_stirred = False
+        self.at_tick: Callable[[], None] | None = None
+        """Called by the overseer every `TICK` while functions run, and once more when it parks."""
         self._unpark = threading.Event()
         self._stopped = threading.Event()
         self._overseer = threading.Thread(target=self._oversee, name=f"{name}-overseer", daemon=True)
@@ -157,6 +160,18 @@ class Executor:
         if self._parked:
             self._parked = False
             self._unpark.set()
+
+    def stir(self) -> bool:
+        """Have `at_tick` called once more, soon. False if it will not be: the pool stops."""
+        self._is_stirred = True
+        if self._parked:
+            self._parked = False
+            self._unpark.set()
+        return not self._stopping
+
+    def ticks(self) -> bool:
+        """Whether `at_tick` will be called for what has been done before this is called."""
+        return not self._parked and not self._stopping
 
     def leave(self, turn: int) -> bool:
         """The message is handled. False when the turn was taken meanwhile: the caller must stop receiving."""
@@ -350,6 +365,8 @@ class Executor:
                 quiet = 0
                 continue
             self._stopped.wait(TICK)
+            if self.at_tick is not None:
+                self.at_tick()
             serial = self._serial
             if serial != seen:
                 seen = serial
@@ -358,6 +375,9 @@ class Executor:
                 with self._lock:
                     if self._inside and self._serial == seen and not self._stopping:
                         self._take_turn()
+            elif self._is_stirred:
+                self._is_stirred = False
+                quiet = 0
             else:
                 quiet += 1
                 if quiet > PARK_TICKS:
@@ -365,9 +385,11 @@ class Executor:
 
     def _park(self) -> None:
         self._parked = True
-        # `enter` sets _inside before it reads _parked, so one of the two sees the other's write.
+        # `enter` sets _inside before it reads _parked, so one of the two sees the other's write. So it is with `ticks`.
         if self._inside:
             self._parked = False
+        elif self.at_tick is not None:
+            self.at_tick()
 
 
 class _Blocking(contextlib.AbstractContextManager[None]):

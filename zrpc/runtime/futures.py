@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -16,15 +16,19 @@ from zrpc.errors import Cancelled
 from zrpc.runtime.executor import blocking_here
 from zrpc.runtime.raising import fresh, kept
 from zrpc.runtime.scopes import current_scope
+from zrpc.runtime.sharedlink import SIGNAL_LATENCY, Awaited, Waiter
+from zrpc.runtime.threadstate import capture
 
 T = TypeVar("T")
 S = TypeVar("S")
 
 logger = logging.getLogger(__name__)
 
-SIGNAL_LATENCY = 0.5
-"""Seconds after which a wait on the main thread looks for signals by itself: one that comes at the very moment at which the
-thread falls asleep does not wake it."""
+
+class Place(Protocol):
+    """A peer."""
+
+    def wait_here(self, future: Awaited) -> None: ...
 
 
 class Future(torch.futures.Future[T]):
@@ -39,6 +43,11 @@ class Future(torch.futures.Future[T]):
     """What the call ended with, if it failed."""
     abort: Callable[[], bool] | None = None
     """Cancels the call."""
+    place: Place | None = None
+    """Where the reply will come: a thread that waits for it may receive it there itself."""
+    waiter: Waiter | None = None
+    has_callbacks = False
+    """Whether completing it runs code of a user's."""
 
     def wait(self) -> T:
         """The result; raises the call's error. Blocks until there is one: a call's deadline sees to that."""
@@ -47,10 +56,17 @@ class Future(torch.futures.Future[T]):
         scope = current_scope()
         if scope is not None:
             scope.check()
-        if threading.get_ident() == threading.main_thread().ident:
-            wait_until_done(self)
         with blocking_here():
+            if self.place is not None:
+                self.place.wait_here(self)
+            if threading.get_ident() == threading.main_thread().ident and not self.done():
+                wait_until_done(self)
             return torch._C.Future.wait(self)  # type: ignore[no-any-return]
+
+    def add_done_callback(self, callback: Callable[[torch.futures.Future[T]], None]) -> None:
+        """Call `callback` with this future when it is done: now if it is, else by the thread that completes it."""
+        self.has_callbacks = True
+        super().add_done_callback(callback)
 
     def then(self, callback: Callable[[torch.futures.Future[T]], S]) -> Future[S]:
         """A future of what `callback` returns, which is called with this future when it is done: at once if it is.
@@ -81,7 +97,7 @@ def wait_until_done(future: torch.futures.Future[Any]) -> None:
     """
     done = threading.Lock()
     done.acquire()
-    future.add_done_callback(lambda _future: done.release())
+    torch.futures.Future.add_done_callback(future, lambda _future: done.release())
     while not done.acquire(timeout=SIGNAL_LATENCY):
         pass
 
@@ -122,12 +138,37 @@ def complete(future: torch.futures.Future[Any], value: Any, error: BaseException
     """Give a future its value, or its error."""
     if error is None:
         future.set_result(value)
+        _wake_waiter(future)
         return
     exception = error if isinstance(error, Exception) else RuntimeError(repr(error))
     if isinstance(future, Future):
         future.error = exception
     future._set_unwrap_func(_Failure(exception))
     future.set_result(exception)  # as `set_exception` does; the function above raises it
+    _wake_waiter(future)
+
+
+def _wake_waiter(future: torch.futures.Future[Any]) -> None:
+    waiter = getattr(future, "waiter", None)
+    if waiter is not None:
+        waiter.wake()
+
+
+class Completer:
+    """Completes the future of a call, in the thread state (grad mode and so on) that the call was made in."""
+
+    __slots__ = ("future", "state")
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.future = future
+        self.state = capture()
+
+    def __call__(self, value: Any, error: BaseException | None) -> None:
+        if self.state is None:
+            complete(self.future, value, error)
+        else:
+            with self.state:
+                complete(self.future, value, error)
 
 
 def collect_all(futures: Sequence[torch.futures.Future[Any]]) -> Future[list[torch.futures.Future[Any]]]:

@@ -24,9 +24,11 @@ from zrpc.ids import WorkerInfo
 from zrpc.protocol.calls import WorkerKey
 from zrpc.runtime.exchanges import Lane, LocalLane
 from zrpc.runtime.receiver import Receiver, Source
+from zrpc.runtime.sharedlink import Awaited, SharedLink
 from zrpc.transport.base import Frames, Link, RouteGone, Transport
 from zrpc.transport.local import LocalLink
 from zrpc.transport.samehost import connect_local
+from zrpc.wire.envelope import Envelope
 from zrpc.wire.limits import Limits
 
 IDLE_LANES = 8
@@ -82,8 +84,7 @@ class Peer:
         self._strays: list[tuple[Lane, Source]] = []
         self._ask_at: float | None = 0.0  # when to ask for lanes; None: asked already
         self._offer: tuple[str, bytes] | None = None
-        self._local: LocalLink | None = None
-        self._local_source: Source | None = None
+        self._local: SharedLink | None = None
 
     def __repr__(self) -> str:
         state = "up" if self.lost is None else f"lost: {self.lost}"
@@ -100,10 +101,7 @@ class Peer:
         local = self._local
         if local is not None:
             try:
-                if not is_one_of_many or len(frames) > 1:
-                    local.send(frames)
-                elif local.keep(frames) and self._local_source is not None:
-                    self._book.receiver.nudge(self._local_source)  # the receiver flushes it
+                local.send(frames, is_one_of_many)
                 return
             except RouteGone:
                 pass
@@ -135,34 +133,40 @@ class Peer:
 
     def take_offer(self, address: str, secret: bytes, link: LocalLink) -> None:
         """The peer offers lanes; `link` is the first one, for what is asynchronous."""
-        source = self._book.receiver.add(link, self._book.on_frames)
-        link.on_end = lambda: self._end_local(link, source)
-        link.on_backlog = lambda waits: self._book.receiver.watch_writing(source, waits)
+        book = self._book
+        shared = SharedLink(link, book.receiver, book.on_frames, book.is_foreign, book.limits, book.pending)
+        link.on_end = lambda: self._end_local(shared)
         idle: list[Lane] = []
-        surplus: tuple[LocalLink | None, Source | None] = link, source
+        surplus: SharedLink | None = shared
         with self._lock:
             if self.lost is None:
-                surplus = self._local, self._local_source
+                surplus = self._local
                 self._offer = address, secret
-                self._local, self._local_source = link, source
+                self._local = shared
                 idle, self._idle = self._idle, idle
-        self._close_local(*surplus)
+        if surplus is not None:
+            surplus.close()
         for lane in idle:
             lane.close()
 
-    def _close_local(self, link: LocalLink | None, source: Source | None) -> None:
-        if source is not None:
-            self._book.receiver.remove(source)
-        if link is not None:
-            link.close()
+    def wait_here(self, future: Awaited) -> None:
+        """Receive what the peer says until the future is done, if nobody else can be woken for less. May return earlier."""
+        local = self._local
+        if local is not None:
+            local.wait(future)
 
-    def _end_local(self, link: LocalLink, source: Source) -> None:
+    def attend(self) -> SharedLink | None:
+        """Take the local link from the receiver if it can be had; see `SharedLink.attend`."""
+        local = self._local
+        return local if local is not None and local.attend() else None
+
+    def _end_local(self, shared: SharedLink) -> None:
         """A local connection has ended: the peer is going, or gone. What it still says comes over ZeroMQ."""
         with self._lock:
-            if self._local is link:
-                self._local = self._local_source = None
+            if self._local is shared:
+                self._local = None
                 self.miss_offer()
-        self._close_local(link, source)
+        shared.close()
 
     def _new_lane(self) -> Lane:
         offer = self._offer
@@ -173,7 +177,7 @@ class Peer:
                 self.miss_offer()
             else:
                 local = self._local
-                link.carrier = None if local is None else local.carrier
+                link.carrier = None if local is None else local.link.carrier
                 return LocalLane(link, self._book.limits)
         return Lane(self._book.transport.connect(self.address, "member"), self._book.limits)
 
@@ -271,7 +275,6 @@ class Peer:
             self.lost = why
             link, source, self._link = self._link, self._source, None
             local, self._local, self._offer = self._local, None, None
-            local_source = self._local_source
             idle, self._idle = self._idle, []
             strays, self._strays = self._strays, []
             for lane in self._busy:
@@ -283,7 +286,8 @@ class Peer:
             stray.close()
         for lane in idle:
             lane.close()
-        self._close_local(local, local_source)
+        if local is not None:
+            local.close()
         if link is not None:
             link.close()
 
@@ -313,10 +317,14 @@ class PeerBook:
         receiver: Receiver,
         on_frames: Callable[[Any], None],
         limits: Limits,
+        is_foreign: Callable[[Envelope], bool] = lambda _: True,
+        pending: Callable[[], int] = lambda: 0,
     ) -> None:
         self.transport = transport
         self.receiver = receiver
         self.on_frames = on_frames
+        self.is_foreign = is_foreign
+        self.pending = pending
         self.limits = limits
         self.seek_lane: Callable[[Peer], None] | None = None
         """Asks a peer for an offer of lanes; None when lanes are off."""

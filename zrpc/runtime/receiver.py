@@ -6,6 +6,7 @@ remembered, so that the next holder goes on where the turn was taken.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -61,6 +62,7 @@ class Receiver:
         self._clock = clock
         self._poller = Poller()
         self._undrained: deque[Source] = deque()
+        self._lagging: deque[Callable[[], None]] = deque()
         self._timers: list[Timer] = []
         self._failed: dict[Timer, float] = {}  # timers that failed, and when they may be called again
         self._wait_until: float | None = None
@@ -78,6 +80,14 @@ class Receiver:
         source.is_open = False
         self._poller.remove(source)
 
+    def pause(self, source: Source) -> None:
+        """Do not receive from it until `resume`: another thread does. What this one is about to receive, it still does."""
+        self._poller.remove(source)
+
+    def resume(self, source: Source) -> None:
+        """Undo `pause`. What was read meanwhile and not handled is not noticed by itself: `nudge`."""
+        self._poller.resume(source)
+
     def watch_writing(self, source: Source, wanted: bool) -> None:
         """Whether the source is also drained when its end takes output: its `receive` sends what waits."""
         self._poller.watch_writing(source, wanted)
@@ -90,6 +100,19 @@ class Receiver:
         """There may be input that the poller will not report: a send on the same socket consumed the edge."""
         self._undrained.append(source)
         self._poller.wake()
+
+    def at_next_tick(self, action: Callable[[], None]) -> None:
+        """Have something short done at the overseer's next tick."""
+        executor = self.executor
+        self._lagging.append(action)
+        if executor is None or not executor.stir():
+            self.tick()
+
+    def tick(self) -> None:
+        """Do what was left for now. From any thread."""
+        for _ in range(len(self._lagging)):
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._lagging.popleft()()
 
     def expect(self, deadline: float | None) -> None:
         """A timer has a new deadline: see that the loop does not sleep past it."""

@@ -35,7 +35,7 @@ from zrpc.protocol.rrefs import Peer as Life
 from zrpc.protocol.strangers import Strangers
 from zrpc.runtime.confirmations import Confirmations
 from zrpc.runtime.context import running
-from zrpc.runtime.control import ControlPost
+from zrpc.runtime.control import ControlPost, read_control
 from zrpc.runtime.fetches import Answer, Fetch, Fetches
 from zrpc.runtime.handles import Calls, Reference
 from zrpc.runtime.identity import Identity
@@ -89,6 +89,9 @@ class References:
         self._names: dict[int, WorkerInfo] = {identity.info.id: identity.info}
         # Finalizers run at any moment, even while this thread holds the lock: they only put their handle here.
         self._dropped: deque[tuple[RRefId, ForkId | None]] = deque()
+        self._is_look_due = False
+        self.is_looked_after: Callable[[], bool] = lambda: False
+        """Whether `look_after` will be called soon."""
 
     # ------------------------------------------------------------------------------------ making
 
@@ -116,7 +119,7 @@ class References:
             fork = self._table.create_user(Life(*owner), expires)
             self._held[fork.fork_id] = expires
             self._sites[fork.fork_id] = site
-        self._receiver.expect(self.next_deadline())
+        self._receiver.expect(self._first_deadline())
         return fork
 
     def creation_answered(self, fork: Fork, error: BaseException | None) -> None:
@@ -358,7 +361,15 @@ class References:
     def discard(self, rref_id: RRefId, fork_id: ForkId | None) -> None:
         """A handle is gone. Takes no lock: finalizers call it."""
         self._dropped.append((rref_id, fork_id))
-        self._receiver.wake()  # each time: two threads at once could each take the other for the first
+        if not self.is_looked_after():
+            self._receiver.wake()  # each time: two threads at once could each take the other for the first
+
+    def look_after(self) -> None:
+        """Have the receiver tell the owners of handles that are gone. Called every now and then while much goes on: one
+        message and one wake-up for all of them."""
+        if self._dropped:
+            self._is_look_due = True
+            self._receiver.wake()
 
     # ------------------------------------------------------------------------------------ messages, time
 
@@ -366,22 +377,25 @@ class References:
         """A message of the reference protocol came."""
         sender = Life(envelope.sender, envelope.sender_incarnation)
         now = self._clock()
-        if envelope.kind == Kind.ACK:
+        later: list[Any] = []
+        try:
             with self._lock:
-                sends = self._apply(self._table.ack_received(sender, envelope.message_id, now))
-        else:
-            numbers = envelope.rref or (0,) * 8
-            owner = Life(*numbers[6:8]) if envelope.kind == Kind.RREF_FORK_NOTICE else None
-            message = Message(
-                Control(envelope.kind), GloballyUniqueId(*numbers[:2]), GloballyUniqueId(*numbers[2:4]), owner
-            )
-            with self._lock:
-                self._strangers.meet(sender, now)
-                effects = self._table.control_received(sender, numbers[4], numbers[5], message, now)
-                if message.kind == Control.FORK_REQUEST and self._table.owner_state(message.rref_id) == "awaited":
-                    self._meet_creator(message.rref_id)
-                sends = self._apply(effects)
-        self._perform(sends)
+                for kind, number, numbers in read_control(envelope):
+                    later += self._apply(self._take_control(sender, kind, number, numbers, now))
+        finally:
+            self._perform(later)
+
+    def _take_control(self, sender: Life, kind: int, number: int, numbers: Sequence[int], now: float) -> Effects:
+        """One message of the reference protocol, with the lock held."""
+        if kind == Kind.ACK:
+            return self._table.ack_received(sender, number, now)
+        owner = Life(*numbers[6:8]) if kind == Kind.RREF_FORK_NOTICE else None
+        message = Message(Control(kind), GloballyUniqueId(*numbers[:2]), GloballyUniqueId(*numbers[2:4]), owner)
+        self._strangers.meet(sender, now)
+        effects = self._table.control_received(sender, numbers[4], numbers[5], message, now)
+        if message.kind == Control.FORK_REQUEST and self._table.owner_state(message.rref_id) == "awaited":
+            self._meet_creator(message.rref_id)
+        return effects
 
     def lose(self, key: WorkerKey, life: int, why: str) -> None:
         """A life of a worker is over."""
@@ -395,8 +409,10 @@ class References:
             self._strangers.meet(life, self._clock())
 
     def next_deadline(self) -> float | None:
-        if self._dropped:
-            return 0.0
+        is_due = self._dropped and (self._is_look_due or not self.is_looked_after())
+        return 0.0 if is_due else self._first_deadline()
+
+    def _first_deadline(self) -> float | None:
         with self._lock:
             return earliest(self._table.next_deadline(), self._strangers.next_deadline(), self._fetches.next_deadline())
 
@@ -415,6 +431,7 @@ class References:
 
     def _take_dropped(self, now: float) -> Effects:
         effects: Effects = []
+        self._is_look_due = False
         while self._dropped:
             rref_id, fork_id = self._dropped.popleft()
             if fork_id is not None:
@@ -493,10 +510,13 @@ class References:
         return later
 
     def _perform(self, later: list[Any]) -> None:
+        sends = [effect for effect, _ in later if isinstance(effect, (SendControl, SendAck))]
+        if sends:
+            self._post.send(sends)
         for effect, rest in later:
             if isinstance(effect, (SendControl, SendAck)):
-                self._post.send(effect)
-            elif isinstance(effect, FailValue):
+                continue
+            if isinstance(effect, FailValue):
                 waiters, error = rest
                 for waiter in waiters:
                     waiter(None, error)

@@ -13,12 +13,14 @@ from zrpc.clock import Clock
 from zrpc.errors import CallTimeout, RRefLost, WorkerLost, ZrpcError
 from zrpc.ids import WorkerInfo
 from zrpc.runtime.caller import Caller
-from zrpc.runtime.futures import complete
+from zrpc.runtime.futures import Completer, Future, complete
 from zrpc.runtime.handles import Handle, Reference
+from zrpc.runtime.peers import Peer
 from zrpc.runtime.profiling import Completion
 from zrpc.runtime.raising import kept
 from zrpc.runtime.recording import Contexts
 from zrpc.runtime.references import References
+from zrpc.runtime.scopes import current_scope
 from zrpc.runtime.sites import name_of
 from zrpc.runtime.waiting import wait_for_value
 from zrpc.wire.envelope import Codec, Extra, Kind
@@ -96,13 +98,30 @@ class Remotes:
         assert reference.fork_id is not None
         numbers = (*reference.rref_id, *reference.fork_id, 0, 0, 0, 0)
         what = f"fetching the value of {reference.rref_id}"
+        caller = self._agent.caller
         try:
-            return self._agent.caller.request_sync(peer, Kind.RREF_FETCH, what, numbers, timeout)
+            if current_scope() is None and not self._agent.references.is_confirmed(reference):
+                return self._fetch_on_link(peer, what, numbers, timeout)
+            return caller.request_sync(peer, Kind.RREF_FETCH, what, numbers, timeout)
         except WorkerLost as error:
             raise RRefLost(str(reference.rref_id), peer.info.name, error.why) from None
         except (RRefLost, CallTimeout):
             self._agent.references.check_usable(reference, "call to_here() on it")  # why its creation failed says more
             raise
+
+    def _fetch_on_link(self, peer: Peer, what: str, numbers: tuple[int, ...], timeout: float) -> Any:
+        """Ask for a value whose creation is not answered yet: both answers come on one link, and wake one thread."""
+        future: Future[Any] = Future()
+        link = peer.attend()
+        try:
+            self._agent.caller.request(peer, Kind.RREF_FETCH, what, numbers, timeout, Completer(future))
+        except BaseException:
+            if link is not None:
+                link.leave()
+            raise
+        if link is not None:
+            link.wait(future, is_attended=True)
+        return future.wait()
 
     def fetch_async(self, reference: Reference, timeout: float, done: Completion, touch: bool = False) -> int:
         """Ask the owner of a reference for the value, or (`touch`) only for word that it is there.

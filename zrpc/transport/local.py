@@ -89,6 +89,7 @@ class LocalLink:
         self._large: bytearray | None = None
         self._filled = 0
         self._is_drained = False
+        self._reading = threading.Lock()
         self._in = self._out = self._bytes_in = self._bytes_out = 0
 
     def __repr__(self) -> str:
@@ -146,19 +147,21 @@ class LocalLink:
         return False
 
     def keep(self, frames: Frames) -> bool:
-        """Queue a small message, to be sent with others: by `flush`, by the next `send`, or here when there are many.
+        """Queue a small message, to be sent with others: by `flush`, by the next `send`, or here when there are many, or
+        the first has waited for long.
 
         True when it is the first one: see that `flush` is called soon. Raises `RouteGone` when the other end is gone.
         """
         pieces, size = pack_record(frames)
         with self._lock:
             self._count(size)
-            is_first = not self._kept
             self._kept += pieces
             self._kept_bytes += size
-            if self._kept_bytes < JOIN_BYTES:
-                return is_first
-            self._put([])
+            if self._kept_bytes == size:
+                self._kept_since = monotonic()
+                return True
+            if self._kept_bytes >= JOIN_BYTES or monotonic() - self._kept_since >= JOIN_SECONDS:
+                self._put([])
         return False
 
     def flush(self) -> None:
@@ -242,21 +245,43 @@ class LocalLink:
 
         The frames are views of memory that nothing else uses.
         """
-        inbox = self._inbox
-        if inbox:
-            return inbox.popleft()
+        if not self._reading.acquire(blocking=False):
+            self._flush_if_needed()
+            return None  # it is read by somebody else, who goes on with it
+        try:
+            inbox = self._inbox
+            if inbox:
+                return inbox.popleft()
+            self._flush_if_needed()
+            if self._is_drained:
+                self._is_drained = False
+                return None
+            self._read()
+            return inbox.popleft() if inbox else None
+        finally:
+            self._reading.release()
+
+    def _flush_if_needed(self) -> None:
         with self._lock:  # whoever kept something back did so because the inbox was not empty
             waits = bool(self._kept or self._backlog)
         if waits:
             self.flush()
-        if self._is_drained:
-            self._is_drained = False
-            return None
-        self._read()
-        return inbox.popleft() if inbox else None
+
+    def claim(self) -> None:
+        """Have `receive` find nothing from now on: the calling thread reads, with `take`."""
+        self._reading.acquire()
+
+    def unclaim(self) -> None:
+        """Undo `claim`."""
+        self._is_drained = False
+        self._reading.release()
+
+    def has_inbox(self) -> bool:
+        """Whether messages have been read that nobody has taken."""
+        return bool(self._inbox)
 
     def take(self) -> list[Any] | None:
-        """As `receive`, for who has waited already: this always looks."""
+        """As `receive`, for the only one who reads, and has waited already: this always looks."""
         if not self._inbox:
             self._read()
         return self._inbox.popleft() if self._inbox else None

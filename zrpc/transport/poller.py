@@ -10,7 +10,7 @@ import select
 import selectors
 import socket
 import sys
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from zrpc.transport.base import Pollable
 
@@ -67,6 +67,9 @@ class Waker:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
+
+NOTICES_ADDITIONS: Final = sys.platform == "linux"
+"""Whether a wait takes notice of what is added meanwhile."""
 
 if sys.platform == "linux":
 
@@ -143,6 +146,13 @@ class Ear:
             self._waker.clear()
         return bool(ready)
 
+    def listen(self, timeout: float | None) -> bool:
+        """True when there may be input (or, if that is watched, room for output), False after a wake-up or the timeout."""
+        ready = self._waiter.wait(_bounded(timeout))
+        if False in ready:
+            self._waker.clear()
+        return True in ready
+
     def watch_writing(self, wanted: bool) -> None:
         """Whether `wait` also returns when the source takes output."""
         self._waiter.watch_writing(self._source_fd, wanted)
@@ -170,6 +180,12 @@ class Poller:
     def add(self, source: Pollable) -> None:
         self._waiter.add(source.fileno(), source)
         self._waker.wake()  # its edge may have come before it was added
+
+    def resume(self, source: Pollable) -> None:
+        """As `add`, for a source whose input is reported as long as it is there."""
+        self._waiter.add(source.fileno(), source)
+        if not NOTICES_ADDITIONS:
+            self._waker.wake()
 
     def watch_writing(self, source: Pollable, wanted: bool) -> None:
         """Whether `wait` also returns the source when it takes output."""

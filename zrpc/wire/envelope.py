@@ -130,6 +130,8 @@ class Extra(IntEnum):
     """True, in a fetch: the asker wants to know when the value is there, and not the value."""
     PROFILE = 5
     """In a call, True: the caller's profiler is on. In its reply: the index of the buffer with the callee's events."""
+    MORE = 6
+    """In a message of the reference protocol: further ones, a list of [kind, message id, the rref field's eight ids]."""
 
 
 class Envelope:
