@@ -13,8 +13,9 @@ Clock = Callable[[], float]
 """A function that returns seconds on a monotonic clock."""
 
 monotonic: Clock = time.monotonic
+monotonic_ns = time.monotonic_ns
+"""The same clock, in whole nanoseconds."""
 wall: Clock = time.time
-perf_ns = time.perf_counter_ns
 wall_ns = time.time_ns
 
 
@@ -24,6 +25,11 @@ def wait_for_interpreter(times: int = 8) -> float:
     for _ in range(times):
         time.sleep(0)
     return (time.perf_counter() - started) / times
+
+
+def to_ns(seconds: float) -> int:
+    """A time in whole nanoseconds. A float holds it to 2 ns while the clock is below 180 days."""
+    return round(seconds * 1e9)
 
 
 def deadline_after(seconds: float | None, now: float) -> float | None:

@@ -210,9 +210,9 @@ class ContextBook:
         """A message of a backward pass came. torch's engine may run long."""
         if not self._agent.callee.is_first(envelope):
             return  # the network has repeated it; the first one is answered
-        if envelope.trace is not None:
-            self._agent.tracer.arrive(envelope, "backward")
         task = Task(asker, envelope, None, self._clock())
+        if envelope.trace is not None:
+            self._agent.tracer.arrive(envelope, "backward", task.arrived)
 
         def job() -> None:
             self._agent.tracer.note_start(envelope)

@@ -137,7 +137,7 @@ class Agent:
         limits = options.limits()
         self._limits = limits
         self.meter = CallMeter()
-        self.tracer = Tracer(find_place=trace_place)
+        self.tracer = Tracer(clock=clock, find_place=trace_place)
         self.receiver = Receiver(clock)
         self.executor = Executor(
             self.receiver.run, options.num_worker_threads, f"zrpc-{identity.info.name}", clock, self._prepare_thread
@@ -370,7 +370,7 @@ class Agent:
             raise FrameError("a fetch without an RRef id")
         deadline = self._clock() + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
         if envelope.trace is not None:
-            self.tracer.arrive(envelope, "fetch")
+            self.tracer.arrive(envelope, "fetch", self._clock())
         is_touch = bool(envelope.extra and envelope.extra.get(Extra.TOUCH))
         recorder = self.values.join(envelope)
 

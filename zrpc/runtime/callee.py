@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zrpc.clock import Clock, monotonic, perf_ns
+from zrpc.clock import Clock, monotonic, to_ns
 from zrpc.errors import Cancelled, FrameError, Unavailable, UnknownFunction
 from zrpc.protocol.served import Served
 from zrpc.runtime.admission import Admission
@@ -92,9 +92,9 @@ class Callee:
 
     def on_call(self, asker: Asker, envelope: Envelope, is_local: bool = False) -> None:
         """A call came. Runs it here or hands it to the pool; a call of this worker to itself always goes to the pool."""
-        if envelope.trace is not None:
-            self._tracer.arrive(envelope, envelope.function or "")
         task = Task(asker, envelope, None, self._clock())
+        if envelope.trace is not None:
+            self._tracer.arrive(envelope, envelope.function or "", task.arrived)
         try:
             if self.gate is not None:
                 self.gate.check(envelope)
@@ -208,9 +208,6 @@ class Callee:
         if task.is_cancelled:
             return
         task.has_started = True
-        span = task.envelope.span
-        if span is not None:
-            span[STARTED], span[THREAD] = perf_ns(), threading.get_ident()
         if task.deadline is not None and self._clock() >= task.deadline and task.envelope.kind == Kind.CALL:
             if not self._take_out(task.key):
                 return
@@ -218,13 +215,16 @@ class Callee:
             self._meter.dropped()
             return
         task.began, task.thread = self._clock(), threading.get_ident()
+        span = task.envelope.span
+        if span is not None:
+            span[STARTED], span[THREAD] = task.began, task.thread
         try:
             func, args, kwargs = self._read(task)
         except BaseException as error:
             self._finish(task, None, error)
             return
-        if task.envelope.span is not None:
-            task.envelope.span[READ] = perf_ns()
+        if span is not None:
+            span[READ] = self._clock()
         if task.envelope.extra is not None and self._awaits_owners(task, func, args, kwargs):
             return
         self._begin(task, func, args, kwargs)
@@ -334,7 +334,7 @@ class Callee:
         task.thread = threading.get_ident()
         try:
             if task.envelope.extra is not None and is_asked(task.envelope):
-                value = run_recorded(task.envelope, task.arrived_ns, func, args, kwargs)
+                value = run_recorded(task.envelope, to_ns(task.arrived), func, args, kwargs)
             else:
                 value = func(*args, **kwargs)
         except BaseException as error:  # whatever a user function raises belongs to its caller
@@ -400,9 +400,9 @@ class Callee:
     def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
         """The function is done: answer the call, or keep the value that was to be created."""
         is_wanted = self._take_out(task.key)
-        self._last_end = self._clock()
+        ended = self._last_end = self._clock()
         if task.envelope.span is not None:
-            task.envelope.span[RAN] = perf_ns()
+            task.envelope.span[RAN] = ended
         rref_id = task.rref_id
         if rref_id is not None:
             self._meter.served(task.size, 0, error is not None)

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zrpc.clock import Clock, monotonic, perf_ns
+from zrpc.clock import Clock, monotonic
 from zrpc.errors import (
     CallTimeout,
     Cancelled,
@@ -181,8 +181,6 @@ class Caller:
         message_id = next(self._next_id)
         extra: dict[int, Any] | None = None if profiled is None else {Extra.PROFILE: True}
         envelope = self._write(kind, message_id, peer, target, args, kwargs, deadline, rref, extra)
-        if envelope.span is not None:
-            done = self._tracer.ending(envelope.span, done)
         scope = current_scope()
         if scope is not None and kind == Kind.CALL:
             done = scope.left_by(message_id, done)
@@ -220,7 +218,7 @@ class Caller:
         if extra is None:
             self._record(envelope, peer)
         if self._tracer.is_on:
-            done = self._tracer.ending(self._tracer.begin(envelope, what, peer.info.id), done)
+            self._tracer.begin(envelope, what, peer.info.id)
         target = Target(what, Codec.NONE)
         self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled))
         return message_id
@@ -259,7 +257,7 @@ class Caller:
         envelope = self._envelope(kind, message_id, peer, deadline)
         envelope.autograd = autograd
         if self._tracer.is_on:
-            done = self._tracer.ending(self._tracer.begin(envelope, what, peer.info.id), done)
+            self._tracer.begin(envelope, what, peer.info.id)
         self._values.write(envelope, Codec.SCRIPT, value, peer.key, deadline)
         self._begin(PendingCall(message_id, peer, Target(what, Codec.NONE), envelope, deadline, timeout, done))
         return message_id
@@ -326,10 +324,10 @@ class Caller:
         envelope.rref = rref
         envelope.extra = extra
         if self._tracer.is_on:
-            self._tracer.begin(envelope, target.name, peer.info.id)
+            self._tracer.begin(envelope, target.name, peer.info.id, running.scope is not None)
         self._values.write_call(envelope, peer.key, target, args or (), kwargs or {}, deadline)
         if envelope.span is not None:
-            envelope.span[WRITTEN] = perf_ns()
+            envelope.span[WRITTEN] = self._clock()
         return envelope
 
     def _pack(self, envelope: Envelope, peer: Peer) -> list[Buffer]:
@@ -371,7 +369,7 @@ class Caller:
             if scope is not None:
                 scope.enroll(message_id, lane.ear.wake)
             if envelope.span is not None:
-                envelope.span[SENT] = perf_ns()
+                envelope.span[SENT] = self._clock()
             try:
                 while True:
                     try:
@@ -400,7 +398,7 @@ class Caller:
                 raise CallTimeout(peer.info.name, target.name, timeout, state)
             peer.return_lane(lane)
         if envelope.span is not None:
-            envelope.span[ANSWERED] = perf_ns()
+            envelope.span[ANSWERED] = self._clock()
         self._meter.answered(reply.nbytes())
         self._values.delivered(envelope, peer.key)
         return reply
@@ -417,7 +415,7 @@ class Caller:
             self._values.take_back(call.envelope, peer.key)
             raise
         if call.envelope.span is not None:
-            call.envelope.span[SENT] = perf_ns()
+            call.envelope.span[SENT] = self._clock()
         try:
             peer.send(frames, is_one_of_many)
         except BaseException:
@@ -436,7 +434,7 @@ class Caller:
             envelope.buffers = [*envelope.buffers, target.script.archive()]
             envelope.extra = {**(envelope.extra or {}), Extra.CODE: len(envelope.buffers) - 1}
         if envelope.span is not None:
-            envelope.span[SENT] = perf_ns()
+            envelope.span[SENT] = self._clock()
         return self._pack(envelope, peer)
 
     # ------------------------------------------------------------------------------------ ending
@@ -456,7 +454,7 @@ class Caller:
                 self._values.delivered(call.envelope, call.peer.key)
             return
         if call.envelope.span is not None:
-            call.envelope.span[ANSWERED] = perf_ns()
+            call.envelope.span[ANSWERED] = self._clock()
         self._meter.answered(envelope.nbytes())
         self._values.delivered(call.envelope, call.peer.key)
         if call.profiled is not None:
@@ -467,8 +465,11 @@ class Caller:
             else:
                 value = self._values.read_reply(envelope, call.peer.info)
         except BaseException as error:
+            self._note_end(call, type(error).__name__)
             call.done(None, kept(error))
         else:
+            if call.envelope.span is not None:
+                self._tracer.end_elsewhere(call.envelope.span)
             call.done(value, None)
 
     def runs_user_code(self, envelope: Envelope) -> bool:
@@ -492,6 +493,7 @@ class Caller:
             call.peer.send(pack(self._envelope(Kind.CANCEL, message_id, call.peer, None)))
         except Unavailable:
             pass  # nobody is there who could go on with it
+        self._note_end(call, Cancelled.__name__)
         call.done(None, Cancelled(f"the call of {call.target.name} on worker {call.peer.info.name!r} was cancelled"))
         return True
 
@@ -500,13 +502,21 @@ class Caller:
             call.peer.send(self._attach_code(call.envelope, call.target, call.peer))
         except ZrpcError as error:
             if self._pending.finish(call.message_id):
+                self._note_end(call, type(error).__name__)
                 call.done(None, kept(error))
+
+    def _note_end(self, call: PendingCall, error: str) -> None:
+        """A call has failed: for the trace, before who waits for it is told."""
+        if call.envelope.span is not None:
+            self._tracer.end_elsewhere(call.envelope.span, error)
 
     def next_deadline(self) -> float | None:
         return self._pending.next_deadline()
 
     def on_timer(self, now: float) -> None:
         late = self._pending.expire(now)
+        for call in late:
+            self._note_end(call, CallTimeout.__name__)
         if late:
             ask_about(late, self.inspect)
 
@@ -516,6 +526,7 @@ class Caller:
 
     def _fail(self, calls: list[PendingCall], why: str) -> None:
         for call in calls:
+            self._note_end(call, WorkerLost.__name__)
             call.done(None, WorkerLost(call.peer.info.name, why, f"calling {call.target.name}"))
 
     def pending(self) -> int:

@@ -23,7 +23,7 @@ from typing import Any, Final
 import torch
 from torch.autograd import profiler, profiler_legacy
 
-from zrpc.clock import perf_ns
+from zrpc.clock import monotonic_ns
 from zrpc.errors import FrameError, ZrpcError
 from zrpc.runtime.callables import Target
 from zrpc.runtime.methods import invoke, type_of
@@ -65,7 +65,7 @@ class ProfiledCall:
         self.rref = rref or ()
         self.here = here
         self.there = there
-        self.began_ns = perf_ns()
+        self.began_ns = monotonic_ns()
         self.ended_ns: int | None = None
         self.profile: RemoteProfile | None = None
         self._trigger: torch.futures.Future[None] = torch.futures.Future()
@@ -76,7 +76,7 @@ class ProfiledCall:
     def __enter__(self) -> ProfiledCall:
         self._block.__enter__()  # type: ignore[no-untyped-call]
         with profiler.record_function(f"{MARK}{book.add(self)}"):
-            self.began_ns = perf_ns()
+            self.began_ns = monotonic_ns()
         if torch._C._autograd._profiler_type() == torch._C._profiler.ActiveProfilerType.LEGACY:
             self.future = self._block._call_end_callbacks_on_future(self._trigger)
         return self
@@ -102,7 +102,7 @@ class ProfiledCall:
     def finish(self) -> None:
         """The call has ended."""
         if self.ended_ns is None:
-            self.ended_ns = perf_ns()
+            self.ended_ns = monotonic_ns()
             self._trigger.set_result(None)  # ends the event, in the profiler of the thread that made the call
 
     def finishing(self, done: Completion) -> Completion:
@@ -150,7 +150,7 @@ class ProfiledCall:
     @property
     def duration_us(self) -> float:
         """How long the call has lasted."""
-        return ((self.ended_ns or perf_ns()) - self.began_ns) / 1e3
+        return ((self.ended_ns or monotonic_ns()) - self.began_ns) / 1e3
 
 
 class ProfileBook:
@@ -213,7 +213,7 @@ class Recording:
             torch._C._autograd._enable_profiler_legacy(_config())
         except RuntimeError:
             return func(*args, **kwargs)
-        self._began_us = (perf_ns() - self._arrived_ns) / 1e3
+        self._began_us = (monotonic_ns() - self._arrived_ns) / 1e3
         try:
             return func(*args, **kwargs)
         finally:
@@ -240,7 +240,7 @@ class Recording:
 
     def write(self) -> bytes:
         """What goes with the reply."""
-        return write_profile((perf_ns() - self._arrived_ns) / 1e3, self.events())
+        return write_profile((monotonic_ns() - self._arrived_ns) / 1e3, self.events())
 
 
 def expand(own: list[ProfileEvent]) -> list[ProfileEvent]:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 
-from zrpc.clock import perf_ns
 from zrpc.errors import UnknownFunction
 from zrpc.ids import GloballyUniqueId
 from zrpc.runtime.recording import Recorder
@@ -36,7 +35,6 @@ class Task(Scope):
 
     __slots__ = (
         "arrived",
-        "arrived_ns",
         "asker",
         "began",
         "envelope",
@@ -51,7 +49,6 @@ class Task(Scope):
 
     def __init__(self, asker: Asker, envelope: Envelope, func: Callable[..., Any] | None, now: float) -> None:
         super().__init__(now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None)
-        self.arrived_ns = perf_ns()
         self.asker = asker
         self.envelope = envelope
         self.func = func

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from zrpc.clock import perf_ns, wall
+from zrpc.clock import monotonic_ns, wall
 from zrpc.errors import FrameError, ZrpcError
 from zrpc.telemetry.chrome import WorkerTrace, draw
 from zrpc.telemetry.clocks import ClockBounds, Offset
@@ -70,7 +70,7 @@ class TraceDesk:
         """The answer, or {"error": why not}."""
         do, token = request.get("do"), request.get("token")
         if do == "clock":
-            return {"ns": perf_ns()}
+            return {"ns": monotonic_ns()}
         if type(token) is not str or not 0 < len(token) <= 64:
             return {"error": "a trace is named by a token of 1 to 64 characters"}
         if do == "start":
@@ -92,7 +92,7 @@ class TraceDesk:
         if request.get("otel") and self._tracer.sink is None:
             self._tracer.sink = self._find_sink()
         self._tracer.start(token, owner, seconds)
-        return {"ns": perf_ns()}
+        return {"ns": monotonic_ns()}
 
     def _stop(self, token: str) -> Plain:
         spans, dropped = self._tracer.stop(token)
@@ -148,7 +148,7 @@ class Collector:
         owner: int = COLLECTOR,
         seconds: float | None = None,
         otel: bool = True,
-        clock_ns: Callable[[], int] = perf_ns,
+        clock_ns: Callable[[], int] = monotonic_ns,
     ) -> None:
         self._ask = ask
         self._token = token

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
-from zrpc.clock import perf_ns, wall_ns
+from zrpc.clock import monotonic_ns, wall_ns
 from zrpc.telemetry.trace import BLOCK, CALL, MADE, REMOTE, SERVED, Span
 
 API: Final = "opentelemetry.trace"
@@ -32,7 +32,7 @@ class OtelSink:
             MADE: api.SpanKind.CONSUMER,
             BLOCK: api.SpanKind.INTERNAL,
         }
-        self._wall_ns = wall_ns() - perf_ns()
+        self._wall_ns = wall_ns() - monotonic_ns()
 
     def begin(self, kind: str, name: str, peer: int, parent: str | None) -> tuple[Any, str]:
         """Start a span; without a parent, in the one that is current in this thread, if any."""

@@ -5,17 +5,19 @@ One rule: a tracer that is off costs its user one look at `is_on`, or at an enve
 A span is one call as its caller sees it, the same call as its callee sees it, or a block that the program named. The two
 sides of a call share a trace and know each other by the header's trace field, a W3C trace parent
 (https://www.w3.org/TR/trace-context/): `00-<trace id, 32 hex>-<span id, 16 hex>-01`. The callee's span has the span id of
-the caller's with its first bit turned over, so that nothing has to be made up for it. Times are nanoseconds on the
-worker's own clock, `zrpc.clock.perf_ns`; `telemetry.clocks` brings those of several workers together.
+the caller's with its first bit turned over, so that nothing has to be made up for it. Times are those of the worker's own
+clock; `telemetry.clocks` brings those of several workers together.
 
     caller   BEGUN -- pickling -- WRITTEN -- waiting to be sent -- SENT ... ANSWERED -- unpickling -- ENDED
     callee                                     ARRIVED -- queued -- STARTED -- unpickling -- READ -- running -- RAN
                                                -- pickling -- REPLIED
 
 While a call is under way its span is a list, in the envelope's `span`, into which whoever handles the call writes the
-time: `envelope.span[SENT] = perf_ns()`. A method call for each of nine points was a third of what tracing cost, and a small
-call between processes of one host takes 100 microseconds: so the methods for calls here are written out, and what can be
-worked out when the trace ends is.
+time: `envelope.span[SENT] = clock()`, in seconds. The clock is the one that deadlines are on, so that a time that is known
+for their sake need not be read again. A small call between processes of one host takes 100 microseconds, and what a trace
+adds to it is mostly memory and code that are not in the processor's caches: a method call for each of nine points was a
+third of its cost, and keeping the lists themselves a sixth (a tuple of plain values is also soon forgotten by Python's
+garbage collector). So the methods for calls here are written out, and what can be worked out when the trace ends is.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import get_ident
 from typing import Any, Final, Protocol
 
-from zrpc.clock import Clock, monotonic, perf_ns
+from zrpc.clock import Clock, monotonic, to_ns
 from zrpc.errors import FrameError
 from zrpc.wire.envelope import Envelope, Kind
 
@@ -54,8 +57,8 @@ CAPACITY: Final = 65_536
 Row = tuple[Any, ...]
 """A span as plain values: the fields of `Span` in their order."""
 Open = list[Any]
-"""A span as it is recorded: its five times, kind, name, trace parent, its parent's, peer, first and last thread, note. The
-kind of a call is that of its message, and minus that at its callee."""
+"""A span as it is recorded: its five times (s), kind, name, trace parent, its parent's, peer, first and last thread, note.
+The kind of a call is that of its message, and minus that at its callee."""
 _KIND, _NAME, _PLACE, _PARENT, _PEER, THREAD, _LAST_THREAD, _NOTE = range(5, 13)
 
 
@@ -127,7 +130,7 @@ def place_of(envelope: Envelope) -> str | None:
     return other_side(envelope.trace or "") if place is None else place
 
 
-def _finished(row: Open) -> Span:
+def _finished(row: Sequence[Any]) -> Span:
     """The span that was recorded."""
     kind, parent = row[_KIND], row[_PARENT] or ""
     place = other_side(parent) if row[_PLACE] is None else row[_PLACE]
@@ -143,7 +146,7 @@ def _finished(row: Open) -> Span:
         row[_PEER],
         row[THREAD],
         row[_LAST_THREAD],
-        row[: TIMES[kind]],
+        [to_ns(time) for time in row[: TIMES[kind]]],
         row[_NOTE],
     )
 
@@ -170,17 +173,24 @@ class Session:
         self.until = until
 
 
+_MIDDLES: Final = tuple(f"{number:02x}-{number:02x}" for number in range(0x80))
+"""Where trace id and span id meet in a trace parent. The first bit of the span id is the callee's."""
+
+
 def _make_ids(chance: random.Random) -> Iterator[str]:
     """Trace parents of spans without a parent, for ever. Safe to use from any thread.
 
-    Made by the hundred, which takes a third of the time that one each does.
+    The end of the trace id and the beginning of the span id are counted, and are beside each other: so they are made by the
+    hundred, of three parts each, which takes a fifth of the time of formatting two numbers.
     """
-    prefix, first = f"00-{chance.getrandbits(64) or 1:016x}", chance.getrandbits(62)  # the first bit is the callee's
+    trace, first = f"00-{chance.getrandbits(64) or 1:016x}", chance.getrandbits(56)
 
-    def make(start: int) -> list[str]:
-        return [f"{prefix}{own:016x}-{own:016x}-01" for own in range(start, start + 256)]
+    def make(number: int) -> list[str]:
+        batch = f"{number % (1 << 56):014x}"
+        head, tail = trace + batch, batch + "-01"
+        return [f"{head}{middle}{tail}" for middle in _MIDDLES]
 
-    return itertools.chain.from_iterable(map(make, itertools.count(first, 256)))
+    return itertools.chain.from_iterable(map(make, itertools.count(first)))
 
 
 class _Local(threading.local):
@@ -205,13 +215,15 @@ class Tracer:
         self.sink: Sink | None = None
         self._clock = clock
         self._lock = threading.Lock()
-        self._rows: deque[Open] = deque(maxlen=capacity)
+        self._rows: deque[tuple[Any, ...]] = deque(maxlen=capacity)
         self._ended = 0
         self._handles: dict[str, Any] = {}  # of the sink's, by trace parent
         self._sessions: dict[str, Session] = {}
         self._until: float | None = None
+        self._is_plain = True
+        """Nothing has to be looked at when a call begins: no sink, no end of a session, no block of the program."""
         self._threads: dict[int, str] = {}
-        self._blocks = 0
+        self._has_blocks = False  # never taken back: it only says that threads are to be asked
         self._local = _Local()
         self._ids = _make_ids(random.Random())  # not the program's, which may be seeded
 
@@ -221,7 +233,7 @@ class Tracer:
         """Record for one more session, until `stop`, or its owner is lost, or (if given) for so many seconds."""
         until = None if seconds is None else self._clock() + seconds
         with self._lock:
-            self._sessions[token] = Session(owner, perf_ns(), self._ended, until)
+            self._sessions[token] = Session(owner, to_ns(self._clock()), self._ended, until)
             self._look()
         self.threads()
 
@@ -234,7 +246,8 @@ class Tracer:
             if session is None:
                 return [], 0
             ended = self._ended - session.count
-        return [_finished(row) for row in rows if row[0] >= session.since], max(0, ended - len(rows))
+        spans = [_finished(row) for row in rows if to_ns(row[0]) >= session.since]
+        return spans, max(0, ended - len(rows))
 
     def lose(self, owner: int) -> None:
         """A worker is gone, and the sessions that it began with it."""
@@ -246,6 +259,7 @@ class Tracer:
     def _look(self) -> None:
         """The sessions have changed: record if there is one. With the lock held."""
         self._until = min((s.until for s in self._sessions.values() if s.until is not None), default=None)
+        self._is_plain = self._until is None and self.sink is None and not self._has_blocks
         self.is_on = bool(self._sessions)
         if not self.is_on:
             self._rows.clear()
@@ -268,68 +282,81 @@ class Tracer:
 
     # ------------------------------------------------------------------------------------ calls
 
-    def begin(self, envelope: Envelope, name: str, peer: int) -> Open:
-        """A call begins at its caller: in a block, or in the function of another one, or by itself. Returns its span."""
-        begun = perf_ns()
-        if self._until is not None and self._until < self._clock():
-            self._expire()
-        parent = (self._local.place if self._blocks else None) or self._find_place()
-        if self.sink is None:
+    def begin(self, envelope: Envelope, name: str, peer: int, is_inside: bool = True) -> None:
+        """A call begins at its caller: in a block, or in the function of another one (`is_inside`: there may be one), or by
+        itself."""
+        parent = self._find_place() if is_inside else None
+        if self._is_plain:
             place = next(self._ids)
             if parent is not None:
                 place = parent[:36] + place[36:]
         else:
-            place = self._ask_sink(REMOTE if envelope.kind == Kind.REMOTE_CALL else CALL, name, peer, parent)
-        thread = threading.get_ident()
-        row: Open = [begun, 0, 0, 0, 0, envelope.kind, name, place, parent, peer, thread, thread, ""]
-        envelope.span = row
+            parent, place = self._look_around(envelope, name, peer, parent)
+        thread = get_ident()
         envelope.trace = place
-        return row
+        envelope.span = [
+            self._clock(), 0.0, 0.0, 0.0, 0.0, envelope.kind, name, place, parent, peer, thread, thread, ""
+        ]  # fmt: skip
+
+    def _look_around(self, envelope: Envelope, name: str, peer: int, parent: str | None) -> tuple[str | None, str]:
+        """As `begin`, minding whatever there is: the call's parent's trace parent, and its own."""
+        if self._until is not None and self._until < self._clock():
+            self._expire()
+        return self._enter(
+            REMOTE if envelope.kind == Kind.REMOTE_CALL else CALL, name, peer, self._local.place or parent
+        )
+
+    def _enter(self, kind: str, name: str, peer: int, parent: str | None) -> tuple[str | None, str]:
+        """The trace parents of the parent of a span that begins, and its own."""
+        if self.sink is not None:
+            return parent, self._ask_sink(kind, name, peer, parent)
+        place = next(self._ids)
+        return parent, place if parent is None else parent[:36] + place[36:]
 
     def end(self, row: Open, note: str = "") -> None:
         """A call has ended at its caller, in the thread that it began in. `note` is the type of its error."""
-        row[ENDED] = perf_ns()
+        row[ENDED] = self._clock()
         if note:
             row[_NOTE] = note
-        self._rows.append(row)
+        self._rows.append(tuple(row))
         self._ended += 1  # two threads at once may count for one: the number of the dropped is near enough
         if self._handles:
             self._tell_sink(row)
 
-    def ending(self, row: Open, done: Callable[[Any, BaseException | None], None]) -> Callable[..., None]:
-        """`done`, and the call has ended, in whichever thread that runs in."""
+    def end_elsewhere(self, row: Open, note: str = "") -> None:
+        """A call has ended, in whichever thread this is. Before who waits for it is told."""
+        row[ENDED] = self._clock()
+        row[_LAST_THREAD] = get_ident()
+        if note:
+            row[_NOTE] = note
+        self._rows.append(tuple(row))
+        self._ended += 1
+        if self._handles:
+            self._tell_sink(row)
 
-        def end(value: Any, error: BaseException | None) -> None:
-            row[_LAST_THREAD] = threading.get_ident()
-            self.end(row, "" if error is None else type(error).__name__)
-            done(value, error)
-
-        return end
-
-    def arrive(self, envelope: Envelope, name: str) -> None:
-        """A call that is traced has arrived."""
+    def arrive(self, envelope: Envelope, name: str, at: float) -> None:
+        """A call that is traced has arrived, at a time on this tracer's clock."""
         if self.is_on:
-            arrived, thread = perf_ns(), threading.get_ident()
             parent, sender, place = envelope.trace, envelope.sender, None
             if self.sink is not None:
                 kind = MADE if envelope.kind == Kind.REMOTE_CALL else SERVED
                 place = self._ask_sink(kind, name, sender, parent)
-            envelope.span = [arrived, 0, 0, 0, 0, -envelope.kind, name, place, parent, sender, thread, thread, ""]
+            envelope.span = [at, 0.0, 0.0, 0.0, 0.0, -envelope.kind, name, place, parent, sender, 0, 0, ""]
 
     def note_start(self, envelope: Envelope) -> None:
         """A call that has arrived is taken up by this thread."""
         row = envelope.span
         if row is not None:
-            row[STARTED] = perf_ns()
-            row[THREAD] = threading.get_ident()
+            row[STARTED] = self._clock()
+            row[THREAD] = get_ident()
 
     def end_served(self, row: Open, note: str = "") -> None:
         """A call is about to be answered, or the value that it makes is there."""
-        row[REPLIED] = perf_ns()
-        row[_LAST_THREAD] = threading.get_ident()
+        row[REPLIED] = self._clock()
+        row[_LAST_THREAD] = get_ident()
         if note:
             row[_NOTE] = note
-        self._rows.append(row)
+        self._rows.append(tuple(row))
         self._ended += 1
         if self._handles:
             self._tell_sink(row)
@@ -353,17 +380,12 @@ class Tracer:
 
     @contextmanager
     def _block(self, name: str) -> Iterator[None]:
-        outer, begun = self._local.place, perf_ns()
-        parent = outer or self._find_place()
-        if self.sink is None:
-            place = next(self._ids)
-            place = place if parent is None else parent[:36] + place[36:]
-        else:
-            place = self._ask_sink(BLOCK, name, -1, parent)
-        thread = threading.get_ident()
-        row: Open = [begun, 0, 0, 0, 0, BLOCK, name, place, parent, -1, thread, thread, ""]
+        outer, begun = self._local.place, self._clock()
+        parent, place = self._enter(BLOCK, name, -1, outer or self._find_place())
+        thread = get_ident()
+        row: Open = [begun, 0.0, 0.0, 0.0, 0.0, BLOCK, name, place, parent, -1, thread, thread, ""]
         self._local.place = place
-        self._blocks += 1  # never taken back: it only says that threads are to be asked
+        self._has_blocks, self._is_plain = True, False
         try:
             yield
         except BaseException as failure:
@@ -371,17 +393,17 @@ class Tracer:
             raise
         finally:
             self._local.place = outer
-            row[1] = perf_ns()
+            row[1] = self._clock()
             self._keep(row)
 
     def event(self, name: str, about: object = "") -> None:
         """Something that took no time."""
         if self.is_on:
-            thread = threading.get_ident()
-            self._keep([perf_ns(), 0, 0, 0, 0, EVENT, name, "", None, -1, thread, thread, str(about)])
+            thread = get_ident()
+            self._keep([self._clock(), 0.0, 0.0, 0.0, 0.0, EVENT, name, "", None, -1, thread, thread, str(about)])
 
     def _keep(self, row: Open) -> None:
-        self._rows.append(row)
+        self._rows.append(tuple(row))
         self._ended += 1
         if self._handles:
             self._tell_sink(row)
