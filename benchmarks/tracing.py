@@ -1,9 +1,10 @@
 """What tracing costs: `python -m benchmarks.tracing [--calls 200] [--pairs 300]`.
 
-One client, one server, in turn traced and not, in short blocks of calls: off, on, on, off, and so on. A pair is a block with
-tracing and the one without it beside it, some tens of milliseconds apart, so what else the machine does weighs on both. What
-is printed is the median of the pairs' ratios, with the interval that the medians of 2,000 samples drawn from them fall into
-in 95 of 100 cases (a bootstrap), and the same for the ratio of the blocks' means, garbage collections and all.
+One client, one server, in turn traced and not, in short blocks of calls: off, on, on, off, and so on. A pair is a block
+with tracing and the one without it beside it, some tens of milliseconds apart, so what else the machine does weighs on both.
+What is printed is the median of the pairs' ratios, with the interval that the medians of 2,000 samples drawn from them fall
+into in 95 of 100 cases (a bootstrap), and the same for the ratio of the blocks' means, garbage collections and all. Two runs
+differ by more than that says, by about 1 %: where a process has its memory matters. So take the median of some runs.
 
 Nothing is fetched or drawn between blocks; tracing is switched on and off by the questions that `zrpc.trace` asks.
 """
@@ -29,6 +30,7 @@ from zrpc.runtime.context import current_agent
 from zrpc.runtime.futures import Future, complete
 
 DEADLINE = 120.0
+RANKS = {SERVER: 0, CLIENT: 1}
 WARM = 20
 """Calls after each switch that are not counted."""
 
@@ -39,7 +41,7 @@ Measure = Callable[[int], tuple[float, float]]
 def serve(meeting: Meeting, end: Connection) -> None:
     """The server's process."""
     system = Zrpc()
-    system.join(SERVER, meeting)
+    system.join(SERVER, RANKS, meeting)
     end.poll(DEADLINE * 10)
     system.leave()
 
@@ -105,7 +107,9 @@ def compare(name: str, measure: Measure, calls: int, pairs: int) -> None:
             means[traced].append(mean)
             if traced:
                 switch(False)
-    print(f"{name}: {statistics.median(typical[False]):.1f} us off, {statistics.median(typical[True]):.1f} us on", end="")
+    print(
+        f"{name}: {statistics.median(typical[False]):.1f} us off, {statistics.median(typical[True]):.1f} us on", end=""
+    )
     for what, found in (("ratio", typical), ("of means", means)):
         ratios = [on / off for on, off in zip(found[True], found[False], strict=True)]
         ratio, low, high = median_and_interval(ratios)
@@ -121,12 +125,12 @@ def main() -> None:
     system = Zrpc()
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    with tempfile.TemporaryDirectory() as folder, system.meet(Path(folder)) as meeting:
+    with tempfile.TemporaryDirectory() as folder, system.meet(Path(folder), {}) as meeting:
         process = context.Process(target=serve, args=(meeting, theirs))
         process.start()
         theirs.close()
         try:
-            system.join(CLIENT, meeting)
+            system.join(CLIENT, RANKS, meeting)
             one_by_one(3000)
             compare("one by one", one_by_one, given.calls, given.pairs)
             compare("all at once", all_at_once, given.calls, given.pairs)

@@ -8,6 +8,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from zrpc.clock import monotonic
 from zrpc.telemetry import otel
 from zrpc.telemetry.otel import OtelSink, find_sink
 from zrpc.telemetry.trace import Tracer
@@ -51,10 +52,10 @@ def test_both_sides_of_a_call_are_one_trace(sink: OtelSink, exporter: InMemorySp
     envelope = Envelope(Kind.CALL, 1)
     here.begin(envelope, "f", 2)
     arrived = Envelope(Kind.CALL, 1, 1, trace=envelope.trace)
-    there.arrive(arrived, "f")
+    there.arrive(arrived, "f", monotonic())
     assert envelope.span is not None
     assert arrived.span is not None
-    there.end_served(arrived.span)
+    there.end(arrived.span)
     here.end(envelope.span, "ValueError")
     served, made = exporter.get_finished_spans()
     assert (made.name, made.kind, served.kind) == ("f", api.SpanKind.CLIENT, api.SpanKind.SERVER)
@@ -81,9 +82,9 @@ def test_a_call_in_a_span_of_the_program_is_its_child(sink: OtelSink, exporter: 
 def test_a_header_that_is_no_trace_parent_does_no_harm(sink: OtelSink, exporter: InMemorySpanExporter) -> None:
     tracer = traced(sink)
     arrived = Envelope(Kind.CALL, 1, 1, trace="x" * 55)
-    tracer.arrive(arrived, "f")
+    tracer.arrive(arrived, "f", monotonic())
     assert arrived.span is not None
-    tracer.end_served(arrived.span)
+    tracer.end(arrived.span)
     assert [span.parent for span in exporter.get_finished_spans()] == [None]
 
 

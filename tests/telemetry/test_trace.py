@@ -8,19 +8,21 @@ from typing import Any
 
 import pytest
 
-from zrpc.clock import perf_ns
+from zrpc.clock import monotonic, monotonic_ns, to_ns
 from zrpc.errors import FrameError
 from zrpc.telemetry.trace import (
     ANSWERED,
     BLOCK,
     CALL,
+    ENDED,
     EVENT,
     MADE,
     READ,
     REMOTE,
+    REPLIED,
     SENT,
     SERVED,
-    STARTED,
+    SWEEP,
     Span,
     Tracer,
     place_of,
@@ -52,14 +54,19 @@ def call(tracer: Tracer, name: str = "f", kind: Kind = Kind.CALL) -> Envelope:
     envelope = Envelope(kind, 7)
     tracer.begin(envelope, name, 2)
     assert envelope.span is not None
-    envelope.span[SENT] = perf_ns()
+    envelope.span[SENT] = monotonic()
     return envelope
 
 
-def ended(tracer: Tracer, *envelopes: Envelope, note: str = "") -> list[Span]:
+def end(*envelopes: Envelope) -> None:
+    """Calls, on whichever side, are over."""
     for envelope in envelopes:
         assert envelope.span is not None
-        tracer.end(envelope.span, note)
+        envelope.span[ENDED] = monotonic()
+
+
+def ended(tracer: Tracer, *envelopes: Envelope) -> list[Span]:
+    end(*envelopes)
     return tracer.stop("t")[0]
 
 
@@ -67,7 +74,7 @@ def test_a_call_has_its_times_in_order() -> None:
     tracer = started()
     envelope = call(tracer)
     assert envelope.span is not None
-    envelope.span[ANSWERED] = perf_ns()
+    envelope.span[ANSWERED] = monotonic()
     [span] = ended(tracer, envelope)
     begun, written, sent, answered, end = span.times
     assert 0 < begun <= sent <= answered <= end
@@ -87,10 +94,10 @@ def test_the_callees_side_is_a_child_of_the_callers() -> None:
     here, there = started(), started()
     envelope = call(here)
     arrived = unpack(pack(envelope))
-    there.arrive(arrived, "f")
+    there.arrive(arrived, "f", monotonic())
+    there.note_start(arrived)
     assert arrived.span is not None
-    arrived.span[STARTED] = arrived.span[READ] = perf_ns()
-    there.end_served(arrived.span)
+    arrived.span[READ] = arrived.span[REPLIED] = monotonic()
     [made], [served] = ended(here, envelope), there.stop("t")[0]
     assert (served.kind, served.trace_id, served.parent_id) == (SERVED, made.trace_id, made.span_id)
     assert served.span_id != made.span_id
@@ -107,9 +114,8 @@ def test_a_call_inside_of_a_call_is_its_child() -> None:
 def test_a_header_that_is_no_trace_parent_does_no_harm() -> None:
     tracer = started()
     arrived = Envelope(Kind.CALL, 1, trace="x" * 55)
-    tracer.arrive(arrived, "f")
-    assert arrived.span is not None
-    tracer.end_served(arrived.span)
+    tracer.arrive(arrived, "f", monotonic())
+    end(arrived)
     assert place_of(arrived) == "x" * 55
     assert [span.name for span in tracer.stop("t")[0]] == ["f"]
 
@@ -117,9 +123,8 @@ def test_a_header_that_is_no_trace_parent_does_no_harm() -> None:
 def test_calls_that_make_values_are_told_apart() -> None:
     tracer = started()
     arrived = Envelope(Kind.REMOTE_CALL, 1, trace=PARENT)
-    tracer.arrive(arrived, "f")
-    assert arrived.span is not None
-    tracer.end_served(arrived.span)
+    tracer.arrive(arrived, "f", monotonic())
+    end(arrived)
     assert [span.kind for span in ended(tracer, call(tracer, kind=Kind.REMOTE_CALL))] == [MADE, REMOTE]
 
 
@@ -145,7 +150,7 @@ def test_ids_are_not_repeated_between_threads() -> None:
 def test_a_tracer_that_is_off_records_nothing() -> None:
     tracer = Tracer()
     arrived = Envelope(Kind.CALL, 1, trace=PARENT)
-    tracer.arrive(arrived, "f")
+    tracer.arrive(arrived, "f", monotonic())
     assert (arrived.span, arrived.trace, tracer.is_on) == (None, PARENT, False)
     assert place_of(arrived) == PARENT
     with tracer.span("block"):
@@ -227,22 +232,71 @@ def test_a_call_that_ends_after_the_trace_is_not_kept() -> None:
     tracer = started()
     envelope = call(tracer)
     tracer.stop("t")
-    assert envelope.span is not None
-    tracer.end(envelope.span)
+    end(envelope)
     tracer.start("t")
     assert tracer.stop("t") == ([], 0)
 
 
-def test_the_end_is_noted_before_who_waits_is_told() -> None:
+def test_a_call_that_fails_elsewhere_says_where_and_how() -> None:
     tracer = started()
     envelope = call(tracer)
     assert envelope.span is not None
-    seen: list[Any] = []
-    done = tracer.ending(envelope.span, lambda value, error: seen.append((value, error, tracer.stop("t")[0])))
-    error = ValueError("no")
-    done(None, error)
-    [(value, told, [span])] = seen
-    assert (value, told, span.note) == (None, error, "ValueError")
+    thread = threading.Thread(target=tracer.end, args=(envelope.span, "WorkerLost"))
+    thread.start()
+    thread.join(20)
+    [span] = tracer.stop("t")[0]
+    assert (span.note, span.thread, span.last_thread) == ("WorkerLost", threading.get_ident(), thread.ident)
+
+
+def test_a_call_that_has_not_ended_is_left_out() -> None:
+    tracer = started()
+    done, call_under_way = call(tracer), call(tracer)
+    assert [span.span_id for span in ended(tracer, done)] == [(done.trace or "")[36:52]]
+    assert call_under_way.span is not None
+
+
+def test_what_ends_late_is_kept_however_much_has_ended_since() -> None:
+    tracer = started()
+    late = call(tracer)
+    for _ in range(4 * SWEEP):
+        end(call(tracer))
+    assert len(ended(tracer, late)) == 4 * SWEEP + 1
+
+
+def test_many_calls_under_way_do_not_stop_what_has_ended_from_being_kept() -> None:
+    tracer = started()
+    under_way = [call(tracer) for _ in range(3 * SWEEP)]
+    for _ in range(3 * SWEEP):
+        end(call(tracer))
+    assert len(tracer.stop("t")[0]) == 3 * SWEEP
+    assert all(envelope.span is not None for envelope in under_way)
+
+
+def test_calls_that_never_end_do_not_fill_the_memory() -> None:
+    tracer = started(capacity=10)
+    kept = [call(tracer) for _ in range(30)]
+    assert len(ended(tracer, *kept)) == 10
+
+
+def test_threads_sweep_at_once_and_lose_nothing() -> None:
+    tracer = started()
+
+    def make() -> None:
+        for _ in range(20 * SWEEP):
+            end(call(tracer))
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    spans, dropped = tracer.stop("t")
+    assert (len(spans), len({span.span_id for span in spans}), dropped) == (80 * SWEEP, 80 * SWEEP, 0)
+
+
+def test_times_are_those_of_the_workers_clock() -> None:
+    before, now, after = monotonic_ns(), to_ns(monotonic()), monotonic_ns()
+    assert before - 1000 <= now <= after + 1000
 
 
 def test_threads_have_names() -> None:
@@ -252,7 +306,11 @@ def test_threads_have_names() -> None:
 
 def test_spans_survive_the_wire() -> None:
     tracer = started(PARENT)
-    [span] = ended(tracer, call(tracer), note="CallTimeout")
+    envelope = call(tracer)
+    assert envelope.span is not None
+    tracer.end(envelope.span, "CallTimeout")
+    [span] = tracer.stop("t")[0]
+    assert span.note == "CallTimeout"
     row = list(span.to_row())
     assert read_span(row).to_row() == span.to_row()
 

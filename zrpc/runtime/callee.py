@@ -42,7 +42,7 @@ from zrpc.runtime.values import Values, forks_of
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
 from zrpc.telemetry.metrics import CallMeter
-from zrpc.telemetry.trace import RAN, READ, STARTED, THREAD, Tracer
+from zrpc.telemetry.trace import LAST_THREAD, NOTE, RAN, READ, REPLIED, STARTED, THREAD, Tracer
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, size_of
 from zrpc.wire.limits import Limits
 
@@ -217,7 +217,7 @@ class Callee:
         task.began, task.thread = self._clock(), threading.get_ident()
         span = task.envelope.span
         if span is not None:
-            span[STARTED], span[THREAD] = task.began, task.thread
+            span[STARTED], span[THREAD], span[LAST_THREAD] = task.began, task.thread, task.thread
         try:
             func, args, kwargs = self._read(task)
         except BaseException as error:
@@ -403,6 +403,8 @@ class Callee:
         ended = self._last_end = self._clock()
         if task.envelope.span is not None:
             task.envelope.span[RAN] = ended
+            if not task.thread:  # it was given up: the function's value came later
+                task.envelope.span[LAST_THREAD] = threading.get_ident()
         rref_id = task.rref_id
         if rref_id is not None:
             self._meter.served(task.size, 0, error is not None)
@@ -411,7 +413,7 @@ class Callee:
             kept_error = None if error is None else emptied(error)
             self._references.set_value(rref_id, value, kept_error, Codec(task.envelope.codec))
             if task.envelope.span is not None:
-                self._tracer.end_served(task.envelope.span, "" if error is None else type(error).__name__)
+                self._tracer.end(task.envelope.span, "" if error is None else type(error).__name__)
             with contextlib.suppress(Unavailable):  # whoever asked for it is gone, and is lost to the references too
                 self._answer(task, Kind.REPLY)
         elif not is_wanted:
@@ -472,7 +474,10 @@ class Callee:
         if request.kind <= Kind.REMOTE_CALL:
             self._meter.served(size, size_of(frames), reply.kind == Kind.ERROR)
         if request.span is not None:
-            self._tracer.end_served(request.span, "failed" if reply.kind == Kind.ERROR else "")
+            request.span[NOTE] = "failed" if reply.kind == Kind.ERROR else ""
+            request.span[REPLIED] = self._clock()
+            if self._tracer.sink is not None:
+                self._tracer.tell(request.span)
         try:
             asker.answer(frames)
         except Unavailable:

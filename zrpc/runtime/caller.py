@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ from zrpc.runtime.scopes import Scope, current_scope
 from zrpc.runtime.values import Values
 from zrpc.serialization import plainvalues
 from zrpc.telemetry.metrics import CallMeter
-from zrpc.telemetry.trace import ANSWERED, SENT, WRITTEN, Tracer
+from zrpc.telemetry.trace import ANSWERED, ENDED, LAST_THREAD, SENT, WRITTEN, Tracer
 from zrpc.transport.base import RouteGone
 from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack, size_of
 
@@ -355,7 +356,9 @@ class Caller:
                 self._tracer.end(envelope.span, type(error).__name__)
             raise
         if envelope.span is not None:
-            self._tracer.end(envelope.span)
+            envelope.span[ENDED] = self._clock()
+            if self._tracer.sink is not None:
+                self._tracer.tell(envelope.span)
         return value
 
     def _exchange(
@@ -469,7 +472,10 @@ class Caller:
             call.done(None, kept(error))
         else:
             if call.envelope.span is not None:
-                self._tracer.end_elsewhere(call.envelope.span)
+                call.envelope.span[LAST_THREAD] = threading.get_ident()
+                call.envelope.span[ENDED] = self._clock()
+                if self._tracer.sink is not None:
+                    self._tracer.tell(call.envelope.span)
             call.done(value, None)
 
     def runs_user_code(self, envelope: Envelope) -> bool:
@@ -508,7 +514,7 @@ class Caller:
     def _note_end(self, call: PendingCall, error: str) -> None:
         """A call has failed: for the trace, before who waits for it is told."""
         if call.envelope.span is not None:
-            self._tracer.end_elsewhere(call.envelope.span, error)
+            self._tracer.end(call.envelope.span, error)
 
     def next_deadline(self) -> float | None:
         return self._pending.next_deadline()

@@ -15,9 +15,9 @@ clock; `telemetry.clocks` brings those of several workers together.
 While a call is under way its span is a list, in the envelope's `span`, into which whoever handles the call writes the
 time: `envelope.span[SENT] = clock()`, in seconds. The clock is the one that deadlines are on, so that a time that is known
 for their sake need not be read again. A small call between processes of one host takes 100 microseconds, and what a trace
-adds to it is mostly memory and code that are not in the processor's caches: a method call for each of nine points was a
-third of its cost, and keeping the lists themselves a sixth (a tuple of plain values is also soon forgotten by Python's
-garbage collector). So the methods for calls here are written out, and what can be worked out when the trace ends is.
+adds to it is mostly code and memory that are not in the processor's caches: a method call for each of nine points was a
+third of its cost, and one to end each span a fifth. So a span has ended when its last time is written, and what has ended
+is swept up now and then; the methods for calls here are written out, and what can be worked out when the trace ends is.
 """
 
 from __future__ import annotations
@@ -54,12 +54,15 @@ TIMES: Final = {CALL: 5, REMOTE: 5, SERVED: 5, MADE: 5, BLOCK: 2, EVENT: 1}
 CAPACITY: Final = 65_536
 """Spans that a worker keeps; the oldest are dropped. About 40 MB."""
 
+SWEEP: Final = 512
+"""Spans of calls between two looks which of them have ended."""
+
 Row = tuple[Any, ...]
 """A span as plain values: the fields of `Span` in their order."""
 Open = list[Any]
 """A span as it is recorded: its five times (s), kind, name, trace parent, its parent's, peer, first and last thread, note.
 The kind of a call is that of its message, and minus that at its callee."""
-_KIND, _NAME, _PLACE, _PARENT, _PEER, THREAD, _LAST_THREAD, _NOTE = range(5, 13)
+_KIND, _NAME, _PLACE, _PARENT, _PEER, THREAD, LAST_THREAD, NOTE = range(5, 13)
 
 
 class Span:
@@ -145,9 +148,9 @@ def _finished(row: Sequence[Any]) -> Span:
         parent[36:52],
         row[_PEER],
         row[THREAD],
-        row[_LAST_THREAD],
+        row[LAST_THREAD],
         [to_ns(time) for time in row[: TIMES[kind]]],
-        row[_NOTE],
+        row[NOTE],
     )
 
 
@@ -204,6 +207,26 @@ class Tracer:
     `find_place` tells the trace parent of the call whose function this thread runs.
     """
 
+    __slots__ = (
+        "_clock",
+        "_ended",
+        "_find_place",
+        "_fresh",
+        "_handles",
+        "_has_blocks",
+        "_ids",
+        "_is_plain",
+        "_local",
+        "_lock",
+        "_rows",
+        "_sessions",
+        "_sweep_at",
+        "_threads",
+        "_until",
+        "is_on",
+        "sink",
+    )
+
     def __init__(
         self,
         capacity: int = CAPACITY,
@@ -216,6 +239,9 @@ class Tracer:
         self._clock = clock
         self._lock = threading.Lock()
         self._rows: deque[tuple[Any, ...]] = deque(maxlen=capacity)
+        self._fresh: deque[Open] = deque(maxlen=capacity)
+        """Spans of calls, among them those that have not ended."""
+        self._sweep_at = SWEEP
         self._ended = 0
         self._handles: dict[str, Any] = {}  # of the sink's, by trace parent
         self._sessions: dict[str, Session] = {}
@@ -240,6 +266,7 @@ class Tracer:
     def stop(self, token: str) -> tuple[list[Span], int]:
         """End a session: its spans, and how many were dropped because there were too many."""
         with self._lock:
+            self._sweep()
             rows = list(self._rows)
             session = self._sessions.pop(token, None)
             self._look()
@@ -263,6 +290,7 @@ class Tracer:
         self.is_on = bool(self._sessions)
         if not self.is_on:
             self._rows.clear()
+            self._fresh.clear()
             self._handles.clear()
 
     def _expire(self) -> None:
@@ -294,9 +322,13 @@ class Tracer:
             parent, place = self._look_around(envelope, name, peer, parent)
         thread = get_ident()
         envelope.trace = place
-        envelope.span = [
+        envelope.span = row = [
             self._clock(), 0.0, 0.0, 0.0, 0.0, envelope.kind, name, place, parent, peer, thread, thread, ""
         ]  # fmt: skip
+        fresh = self._fresh
+        fresh.append(row)
+        if len(fresh) > self._sweep_at:
+            self._sweep()
 
     def _look_around(self, envelope: Envelope, name: str, peer: int, parent: str | None) -> tuple[str | None, str]:
         """As `begin`, minding whatever there is: the call's parent's trace parent, and its own."""
@@ -314,25 +346,15 @@ class Tracer:
         return parent, place if parent is None else parent[:36] + place[36:]
 
     def end(self, row: Open, note: str = "") -> None:
-        """A call has ended at its caller, in the thread that it began in. `note` is the type of its error."""
-        row[ENDED] = self._clock()
-        if note:
-            row[_NOTE] = note
-        self._rows.append(tuple(row))
-        self._ended += 1  # two threads at once may count for one: the number of the dropped is near enough
-        if self._handles:
-            self._tell_sink(row)
+        """A call has ended, on whichever side and in whichever thread this is. `note` is the type of its error, if any.
 
-    def end_elsewhere(self, row: Open, note: str = "") -> None:
-        """A call has ended, in whichever thread this is. Before who waits for it is told."""
+        What succeeds writes its last time itself.
+        """
+        row[NOTE] = note
+        row[LAST_THREAD] = get_ident()
         row[ENDED] = self._clock()
-        row[_LAST_THREAD] = get_ident()
-        if note:
-            row[_NOTE] = note
-        self._rows.append(tuple(row))
-        self._ended += 1
-        if self._handles:
-            self._tell_sink(row)
+        if self.sink is not None:
+            self.tell(row)
 
     def arrive(self, envelope: Envelope, name: str, at: float) -> None:
         """A call that is traced has arrived, at a time on this tracer's clock."""
@@ -341,25 +363,33 @@ class Tracer:
             if self.sink is not None:
                 kind = MADE if envelope.kind == Kind.REMOTE_CALL else SERVED
                 place = self._ask_sink(kind, name, sender, parent)
-            envelope.span = [at, 0.0, 0.0, 0.0, 0.0, -envelope.kind, name, place, parent, sender, 0, 0, ""]
+            envelope.span = row = [at, 0.0, 0.0, 0.0, 0.0, -envelope.kind, name, place, parent, sender, 0, 0, ""]
+            fresh = self._fresh
+            fresh.append(row)
+            if len(fresh) > self._sweep_at:
+                self._sweep()
 
     def note_start(self, envelope: Envelope) -> None:
         """A call that has arrived is taken up by this thread."""
         row = envelope.span
         if row is not None:
             row[STARTED] = self._clock()
-            row[THREAD] = get_ident()
+            row[THREAD] = row[LAST_THREAD] = get_ident()
 
-    def end_served(self, row: Open, note: str = "") -> None:
-        """A call is about to be answered, or the value that it makes is there."""
-        row[REPLIED] = self._clock()
-        row[_LAST_THREAD] = get_ident()
-        if note:
-            row[_NOTE] = note
-        self._rows.append(tuple(row))
-        self._ended += 1
-        if self._handles:
-            self._tell_sink(row)
+    def _sweep(self) -> None:
+        """Keep what has ended, and look again when there is twice as much of what has not."""
+        fresh = self._fresh
+        try:
+            for _ in range(len(fresh)):
+                row = fresh.popleft()
+                if row[ENDED]:
+                    self._rows.append(tuple(row))
+                    self._ended += 1
+                else:
+                    fresh.append(row)
+        except IndexError:  # another thread sweeps too
+            pass
+        self._sweep_at = 2 * len(fresh) + SWEEP
 
     def _ask_sink(self, kind: str, name: str, peer: int, parent: str | None) -> str:
         assert self.sink is not None
@@ -367,7 +397,8 @@ class Tracer:
         self._handles[place] = handle
         return place
 
-    def _tell_sink(self, row: Open) -> None:
+    def tell(self, row: Open) -> None:
+        """Tell the sink, if there is one, that a span has ended."""
         handle = self._handles.pop(row[_PLACE], None)
         if handle is not None and self.sink is not None:
             self.sink.end(handle, _finished(row))
@@ -389,7 +420,7 @@ class Tracer:
         try:
             yield
         except BaseException as failure:
-            row[_NOTE] = type(failure).__name__
+            row[NOTE] = type(failure).__name__
             raise
         finally:
             self._local.place = outer
@@ -405,5 +436,5 @@ class Tracer:
     def _keep(self, row: Open) -> None:
         self._rows.append(tuple(row))
         self._ended += 1
-        if self._handles:
-            self._tell_sink(row)
+        if self.sink is not None:
+            self.tell(row)
