@@ -1,10 +1,10 @@
 """What tracing costs: `python -m benchmarks.tracing [--calls 200] [--pairs 300]`.
 
 One client, one server, in turn traced and not, in short blocks of calls: off, on, on, off, and so on. A pair is a block
-with tracing and the one without it beside it, some tens of milliseconds apart, so what else the machine does weighs on both.
-What is printed is the median of the pairs' ratios, with the interval that the medians of 2,000 samples drawn from them fall
-into in 95 of 100 cases (a bootstrap), and the same for the ratio of the blocks' means, garbage collections and all. Two runs
-differ by more than that says, by about 1 %: where a process has its memory matters. So take the median of some runs.
+with tracing and the one without it beside it, some tens of milliseconds apart: what else the machine does weighs on both.
+What is printed is the median of the pairs' ratios, with the interval that the medians of 2,000 samples drawn from them
+fall into in 95 of 100 cases (a bootstrap), and the same for the ratio of the blocks' means, garbage collections and all.
+Two runs differ by more than that says, by about 1 %: where a process has its memory matters. Take the median of some runs.
 
 Nothing is fetched or drawn between blocks; tracing is switched on and off by the questions that `zrpc.trace` asks.
 """
