@@ -9,6 +9,7 @@ from pathlib import Path
 
 import zrpc
 from benchmarks.systems.base import CALL_TIMEOUT, Meeting, Rpc
+from zrpc.api import init_rpc
 from zrpc.broker.server import BrokerServer
 from zrpc.options import AgentOptions
 from zrpc.transport.curve import new_keyring, write_key_file
@@ -50,7 +51,7 @@ class Zrpc:
             security=meeting.get("security") != "off",
             lanes=meeting.get("network") != "tcp",
         )
-        zrpc.init_rpc(
+        init_rpc(
             name,
             rank=ranks[name],
             world_size=len(ranks),
