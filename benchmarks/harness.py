@@ -33,7 +33,7 @@ from benchmarks.workloads.base import Client, Results
 
 ROUND_SECONDS = 240.0
 LEAVE_SECONDS = 10.0
-PRELOADED = ["torch", "benchmarks.run", "benchmarks.functions", "benchmarks.systems.zrpc"]
+PRELOADED = ["torch", "benchmarks.harness", "benchmarks.report", "benchmarks.functions", "benchmarks.systems.zrpc"]
 """What the processes are forked with: torch (which has TensorPipe in it), and ours."""
 
 

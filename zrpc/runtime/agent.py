@@ -16,8 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import psutil
-
 from zrpc.clock import Clock, earliest, monotonic, time_left
 from zrpc.errors import (
     FrameError,
@@ -75,6 +73,7 @@ from zrpc.serialization.pickler import Hooks
 from zrpc.telemetry.collect import TraceDesk
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.telemetry.otel import find_sink
+from zrpc.telemetry.process import resident_bytes
 from zrpc.telemetry.trace import Tracer
 from zrpc.transport.base import Frames, Listener, Received, Transport
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, unpack
@@ -133,7 +132,6 @@ class Agent:
         """Seconds that a lost broker has to come back, after which the common end is not waited for; None: for ever."""
         self._orphaned_at: float | None = None
         self._held: Held | None = None
-        self._process = psutil.Process(os.getpid())
         limits = options.limits()
         self._limits = limits
         self.meter = CallMeter()
@@ -518,10 +516,6 @@ class Agent:
         """What the broker is told with each beat."""
         counts = self.meter.counts()
         pool = self.executor.statistics()
-        try:
-            memory = self._process.memory_info().rss
-        except (OSError, psutil.Error):  # no descriptor is left; a beat must go out even so
-            memory = 0
         return {
             "calls_served": counts.calls_served,
             "calls_made": counts.calls_made,
@@ -531,7 +525,7 @@ class Agent:
             "busy_seconds": pool.busy_seconds,
             "active": pool.running,
             "queued": pool.queued,
-            "memory_bytes": memory,
+            "memory_bytes": resident_bytes(),
             "uptime_seconds": self._clock() - self._started,
         }
 
@@ -543,7 +537,7 @@ class Agent:
             **self.beat_statistics(),
             "name": self.info.name,
             "id": self.info.id,
-            "pid": self._process.pid,
+            "pid": os.getpid(),
             "threads": pool.threads,
             "turns_taken": pool.turns_taken,
             "pending_calls": self.caller.pending(),
