@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import harness, picture, report, run, systems, workloads
+from benchmarks import backpressure, brokerload, footprint, harness, many, picture, report, run, systems, workloads
+from benchmarks.casts import NETWORK, Settings
 from benchmarks.scale import TINY
 from benchmarks.workloads import bulk
 from benchmarks.workloads.base import Metric, processor_seconds, quantile
@@ -45,8 +46,8 @@ def test_launch(name: str) -> None:
 
 @pytest.mark.integration
 def test_a_round_ends_at_its_deadline() -> None:
-    with pytest.raises(harness.RoundFailed, match="not done at the deadline: client, server"):
-        harness.measure(systems.OURS, ["sync"], TINY, 0.1)
+    with pytest.raises(harness.RoundFailed, match="not done at the deadline|ended early"):
+        harness.measure(systems.OURS, ["sync"], TINY, 0.001)
 
 
 def test_summary() -> None:
@@ -67,6 +68,34 @@ def test_a_process_that_fails_says_why() -> None:
     broken = replace(TINY, echo_sizes=(-1,))
     with pytest.raises(harness.RoundFailed, match=r"the client failed:(.|\n)*negative"):
         harness.measure(systems.OURS, ["bulk"], broken, DEADLINE)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("settings", [(), NETWORK])
+def test_backpressure(settings: Settings) -> None:
+    found = backpressure.measure(settings, "fail", 0.5)
+    assert found.offered >= found.taken > 0
+    assert min(*found.producer, *found.consumer) > 0
+
+
+@pytest.mark.integration
+def test_many_workers() -> None:
+    found = many.measure(systems.OURS, 3, 2)
+    assert found.calls == 12
+    assert len(found.grown) == 3
+
+
+@pytest.mark.integration
+def test_broker_load() -> None:
+    found = brokerload.measure(12, 0.5)
+    assert found.lost == 0
+    assert min(found.join_seconds, found.join_cpu, found.resolve_p50) > 0
+
+
+@pytest.mark.integration
+def test_footprint() -> None:
+    bare, before, after = footprint.measure(systems.OURS, 3)
+    assert min(bare, before, after) > 0
 
 
 def test_table() -> None:

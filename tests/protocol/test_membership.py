@@ -152,12 +152,12 @@ def test_changes_cancel_out_before_they_are_told() -> None:
     changes = Changes(1)
     a, b = member("a", 0, 1), member("b", 1, 2)
     changes.add(a)
-    changes.take_delta()
+    changes.take_delta(1.0)
     changes.add(b)
     changes.remove(Gone("b", 1, 2, "x"))
     changes.remove(Gone("a", 0, 1, "x"))
     changes.add(a)
-    delta = changes.take_delta()
+    delta = changes.take_delta(2.0)
     assert (delta.previous, delta.sequence) == (1, 5)
     assert (delta.up.members, [gone.name for gone in delta.gone]) == ((a,), ["b"])
     assert changes.snapshot().up.members == (a,)
@@ -186,3 +186,11 @@ def test_a_connection_without_a_sign_of_life_is_lost_before_the_death_timeout(de
     assert 0 < ask < wait
     assert (ask + wait) / 1000 + options.loss_grace <= death
     assert RegistryOptions.made_of(0.5, 3.0, 30.0) == RegistryOptions()
+
+
+def test_what_was_told_by_a_time() -> None:
+    changes = Changes(1)
+    for number in range(3):
+        changes.add(member(f"w{number}", number, number + 1))
+        changes.take_delta(10.0 * (number + 1))
+    assert [changes.told_by(when) for when in (0.0, 10.0, 19.0, 20.0, 40.0)] == [0, 1, 1, 2, 3]

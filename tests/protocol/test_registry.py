@@ -9,6 +9,7 @@ from zrpc.errors import InvalidName, InvalidTransition, JoinRefused, NameTaken, 
 from zrpc.protocol.effects import (
     Announce,
     Arrival,
+    Broadcast,
     Departure,
     Drain,
     Exit,
@@ -26,6 +27,7 @@ from zrpc.protocol.effects import (
     StopRequested,
     Tick,
 )
+from zrpc.protocol.lives import TELL_SECONDS
 from zrpc.protocol.membership import LIFECYCLE, LIVING, Record, RegistryOptions
 from zrpc.protocol.registry import Registry
 from zrpc.wire.messages import Answer, Beat, Challenge, Goodbye, Members, Refusal, Resolve, Stop, Welcome
@@ -598,3 +600,36 @@ def test_draining_outlives_a_restart_of_the_broker() -> None:
     world.run(2)
     assert b.session.members["a"].state == "draining"
     assert not b.heard(MemberGone)
+
+
+def test_a_large_cluster_is_told_less_often() -> None:
+    """However fast workers join, telling those who are there leaves the broker most of its time."""
+    registry = Registry("test", EPOCH_MS, 0.0)
+    for number in range(1000):
+        registry.handle(Arrival(hello(f"w{number}"), b"%d" % number, -2, 0), 0.0)
+    due = registry.next_deadline()
+    assert due == RegistryOptions().flush_interval  # of the first change, when the cluster was small
+    assert any(isinstance(effect, Broadcast) for effect in registry.handle(Tick(), due))
+    registry.handle(Arrival(hello("late"), b"late", -2, 0), 1.0)
+    assert registry.next_deadline() == pytest.approx(1.0 + 1001 * TELL_SECONDS)
+
+
+def test_a_beat_that_crossed_the_news_asks_for_nothing() -> None:
+    """While many join, each beat is behind what was told meanwhile; only who stays behind gets everything again."""
+    registry = Registry("test", EPOCH_MS, 0.0)
+    (up, *_) = [e for e in registry.handle(Arrival(hello("a"), b"a", -2, 0), 0.0) if isinstance(e, Send)]
+    assert isinstance(up.message, Welcome)
+    registry.handle(Tick(), 0.1)
+    beat = Arrival(Beat(up.message.sequence), b"a", up.message.id, up.message.incarnation)
+    for second in range(5, 8):
+        registry.handle(Arrival(hello(f"b{second}"), b"b%d" % second, -2, 0), float(second))
+        assert any(isinstance(effect, Broadcast) for effect in registry.handle(Tick(), second + 0.1))
+        sent = registry.handle(beat, second + 0.2)
+        beat = Arrival(Beat(registry.changes.told), b"a", up.message.id, up.message.incarnation)
+        assert not sent
+    registry.handle(Arrival(hello("c"), b"c", -2, 0), 8.0)
+    registry.handle(Tick(), 8.1)
+    assert not registry.handle(beat, 9.0)
+    assert any(
+        isinstance(e, Send) and isinstance(e.message, Members) and e.message.full for e in registry.handle(beat, 9.2)
+    )

@@ -6,12 +6,17 @@ One rule: whatever changes the membership goes through `_enter_up`, `_drain` or 
 from __future__ import annotations
 
 import heapq
+from typing import Final
 
 from zrpc.protocol.effects import Announce, Broadcast, Effect, MemberDraining, MemberGone, MemberUp, Send
 from zrpc.protocol.groups import Groups
 from zrpc.protocol.membership import UP, WAITING, Book, Changes, Record, RegistryOptions
 from zrpc.protocol.shutdown import Ask, Barrier, Release
 from zrpc.wire.messages import Gone, Hello, ShutdownState, Welcome
+
+TELL_SECONDS: Final = 50e-6
+"""Changes are collected for so long for each member, if that is longer: to tell one takes about 20 microseconds, so even
+while thousands join, telling takes less than half of the broker's time."""
 
 
 class Lives:
@@ -89,8 +94,7 @@ class Lives:
 
     def _enter_up(self, record: Record, now: float) -> None:
         self.changes.add(record.member())
-        if self._flush_at is None:
-            self._flush_at = now + self.options.flush_interval
+        self._flush_soon(now)
         if record.is_static:
             self.barrier.enter(record.id)
         else:
@@ -100,8 +104,7 @@ class Lives:
         """A member takes no new work: everybody is told, so that they can choose another."""
         record.is_draining = True
         self.changes.add(record.member())
-        if self._flush_at is None:
-            self._flush_at = now + self.options.flush_interval
+        self._flush_soon(now)
         return [Announce(MemberDraining(record.member()))]
 
     def _end(self, record: Record, cause: str, why: str, now: float, by_will: bool = False) -> list[Effect]:
@@ -115,19 +118,23 @@ class Lives:
         effects: list[Effect] = [Announce(MemberGone(member, why, cause))]
         if was_up:
             self.changes.remove(Gone(record.name, record.id, record.incarnation, why[:1024], cause))
-            if self._flush_at is None:
-                self._flush_at = now + self.options.flush_interval
+            self._flush_soon(now)
             decisions = self.barrier.leave(record.id, now, lost=cause == "died")
             effects += self._perform(decisions)
         self.book.note_dead(record)
         return effects + self._after_change(now, None)
+
+    def _flush_soon(self, now: float) -> None:
+        """Have everybody told what has changed."""
+        if self._flush_at is None:
+            self._flush_at = now + max(self.options.flush_interval, self.book.living_count * TELL_SECONDS)
 
     def _flush(self, now: float) -> list[Effect]:
         self._flush_at = None
         if not self.changes.is_pending:
             return []
         routes = tuple(route for route, record in self.book.by_route.items() if record.state == UP)
-        delta = self.changes.take_delta()
+        delta = self.changes.take_delta(now)
         return [Broadcast(delta, routes)] if routes else []
 
     def _tell_waiting(self, now: float) -> list[Effect]:

@@ -15,6 +15,7 @@ The life of a name:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -66,7 +67,7 @@ class RegistryOptions:
     loss_grace: float = LOSS_GRACE
     """A member whose connection closed and that is not back after this long is dead."""
     flush_interval: float = 0.02
-    """Changes of the membership are collected for this long."""
+    """Changes of the membership are collected for this long, and longer in a cluster of more than 400."""
     progress_interval: float = 1.0
     """How often waiting members are told who is missing."""
 
@@ -326,6 +327,7 @@ class Changes:
         self.sequence = 0
         self.told = 0
         """The sequence of the last delta that was sent."""
+        self._history: deque[tuple[float, int]] = deque([(float("-inf"), 0)], maxlen=1024)
         self._up: dict[int, Member] = {}
         self._rows: dict[int, bytes] = {}
         """The members packed, each once: joining them is all that a snapshot costs."""
@@ -367,12 +369,20 @@ class Changes:
         """Everything, for one who has missed something."""
         return Members(self._epoch, self.sequence, 0, True, self.roster())
 
-    def take_delta(self) -> Members:
+    def told_by(self, when: float) -> int:
+        """The sequence of the last delta that had been sent by then. `when` never goes back."""
+        history = self._history
+        while len(history) > 1 and history[1][0] <= when:
+            history.popleft()
+        return history[0][1]
+
+    def take_delta(self, now: float) -> Members:
         """What was not told yet."""
         delta = Members(
             self._epoch, self.sequence, self.told, False, Roster(self._fresh.values()), tuple(self._gone.values())
         )
         self.told = self.sequence
+        self._history.append((now, self.told))
         self._fresh = {}
         self._gone = {}
         return delta

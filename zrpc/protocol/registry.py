@@ -57,7 +57,7 @@ FIRST_RETURN: Final = 1.5
 """Seconds that a broker which follows another one waits for a first member to return, before it takes newcomers: they try
 to connect again at least once a second. When one has, the others have `death_timeout` from the broker's start."""
 RESEND: Final = 1.0
-"""Seconds between two snapshots to a member that is behind."""
+"""Seconds between two snapshots to a member that is behind, and after which it counts as behind."""
 
 
 class Registry(Admission):
@@ -161,8 +161,11 @@ class Registry(Admission):
             effects += self._drain(record, now)
         if record.stop_why is not None and not message.stopping:
             effects.append(self._stop(record, record.stop_why))
-        behind = message.sequence < self.changes.told and now >= record.refreshed_at + RESEND
-        if record.state == UP and behind:
+        if record.state != UP or now < record.refreshed_at + RESEND:
+            return effects
+        # What was told a moment ago may have crossed this beat: while many join, that is so of nearly every one, and a
+        # whole membership for each would cost the square of their number.
+        if message.sequence < self.changes.told_by(now - RESEND):
             effects += self._on_resolve(record, Resolve(), now)
         return effects
 
