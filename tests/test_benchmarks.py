@@ -46,7 +46,7 @@ def test_launch(name: str) -> None:
 
 @pytest.mark.integration
 def test_a_round_ends_at_its_deadline() -> None:
-    with pytest.raises(harness.RoundFailed, match="not done at the deadline|ended early"):
+    with pytest.raises(harness.RoundFailed, match=r"not done at the deadline|ended early"):
         harness.measure(systems.OURS, ["sync"], TINY, 0.001)
 
 
