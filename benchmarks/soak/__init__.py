@@ -1,0 +1,1 @@
+"""One worker that serves at full speed for a long time."""
