@@ -43,7 +43,7 @@ LAYERS = (
 # Imported nowhere but at home.
 HOMES = {
     "time": {"zrpc.clock"},
-    "zmq": {"zrpc.transport.curve", "zrpc.transport.router"},
+    "zmq": {"zrpc.transport.curve", "zrpc.transport.monitor", "zrpc.transport.router"},
     "yaml": {"zrpc.config"},
     "pydantic": {"zrpc.config"},
     "pydantic_core": {"zrpc.config"},

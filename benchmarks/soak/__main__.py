@@ -83,6 +83,9 @@ def run(minutes: float, callers: int, every: float) -> int:
             watcher = threading.Thread(target=watch, args=(processes[0].stdout, samples, time.monotonic()), daemon=True)
             watcher.start()
             processes += [start("caller", broker.address, key, f"caller-{index}") for index in range(callers)]
+            for process in processes[1:]:
+                assert process.stdout is not None
+                process.stdout.readline()  # it is up
             time.sleep(minutes * 60)
             made = sum(json.loads(end(process))["made"] for process in processes[1:])
             assert processes[0].stdin is not None

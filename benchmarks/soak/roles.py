@@ -42,6 +42,7 @@ def be_caller(broker: str, key: str, name: str) -> int:
     """Calls until its input ends, and prints how many calls that were."""
     zrpc.init_rpc(name, broker=broker, key_file=key)
     zrpc.wait_for([SERVER], timeout=60)
+    print(json.dumps({"up": name}), flush=True)
     over = threading.Event()
 
     def obey() -> None:

@@ -14,15 +14,17 @@ import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from zrpc.errors import ConfigError, Unavailable
 from zrpc.transport.base import Frames, Received, RouteGone, TransportStatistics
 from zrpc.transport.curve import Doorkeeper, Keyring, require_curve
+from zrpc.transport.gate import Doorway, Gate
 from zrpc.transport.landing import Landing
+from zrpc.transport.monitor import DENIED, GATE_EVENTS, Monitor, tell_gate
 from zrpc.transport.streaming import Streams
 from zrpc.wire.limits import DEFAULT_LIMITS, Limits
 from zrpc.wire.streams import MARK, is_large
@@ -119,57 +121,32 @@ class _Socket:
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN)
 
 
-class _Monitor:
-    """A socket's connection events. Read without blocking, under the lock of the socket that it watches."""
-
-    def __init__(self, socket: zmq.Socket[bytes], events: int) -> None:
-        self._owner = socket
-        self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(events)
-
-    def fileno(self) -> int:
-        return int(self._socket.getsockopt(zmq.FD))
-
-    def read(self) -> list[tuple[int, int]]:
-        """(event, value) pairs since the last call."""
-        found: list[tuple[int, int]] = []
-        while True:
-            try:
-                message = recv_monitor_message(self._socket, _NOBLOCK)
-            except zmq.Again:
-                return found
-            found.append((int(message["event"]), int(message["value"])))
-
-    def wait_for(self, event: int, timeout_ms: int) -> None:
-        """Read on until `event` has come, or nothing has for `timeout_ms`."""
-        while self._socket.poll(timeout_ms):
-            if any(found == event for found, _ in self.read()):
-                return
-
-    def close(self) -> None:
-        self._owner.disable_monitor()
-        self._socket.close(0)
-
-
-_FAILED = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL) | int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
-_LISTENER_EVENTS = int(zmq.EVENT_DISCONNECTED) | int(zmq.EVENT_CLOSED) | _FAILED
-_FAILURES = {
-    int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC): "wrong key",
-    int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH): "not encrypted",
-}
-"""Why a handshake failed before the doorkeeper was asked; it counts the others itself."""
+_LISTENER_EVENTS = int(zmq.EVENT_DISCONNECTED) | int(zmq.EVENT_CLOSED)
 
 
 class ZmqListener(_Socket):
-    """A bound ROUTER."""
+    """A bound ROUTER. `monitor` is for those who want to know of lost connections; `gate` counts handshakes that failed."""
 
-    def __init__(self, socket: zmq.Socket[bytes], address: str, watch: bool, landing: Landing, limits: Limits) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        address: str,
+        monitor: Monitor | None,
+        gate: Gate | None,
+        landing: Landing,
+        limits: Limits,
+    ) -> None:
         super().__init__(socket, landing, limits)
         self.address = address
-        self._monitor = _Monitor(socket, _LISTENER_EVENTS) if watch else None
-        self.refused: Counter[str] = Counter()
-        """Failed handshakes, while watching."""
+        self._monitor = monitor
+        self._gate = gate
         self._routes: dict[int, bytes] = {}
         self._lost: list[bytes] = []
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Failed handshakes by reason, those that the doorkeeper refused left out."""
+        return Counter() if self._gate is None else self._gate.refused
 
     def monitor_fileno(self) -> int | None:
         """A descriptor that becomes readable when `lost()` may have something; None when not watching."""
@@ -222,11 +199,12 @@ class ZmqListener(_Socket):
 
     def _note_lost(self) -> None:
         if self._monitor is not None:
-            for event, value in self._monitor.read():
-                if event & _FAILED:
-                    self.refused[_FAILURES.get(value, "handshake failed")] += 1
-                    continue
-                route = self._routes.pop(value, None)  # the value is the descriptor that was closed
+            events = self._monitor.read()
+            if self._gate is not None:
+                tell_gate(self._gate, events)
+            for event, value in events:
+                # The value is the descriptor that was closed.
+                route = self._routes.pop(value, None) if event & _LISTENER_EVENTS else None
                 if route is not None:
                     self._lost.append(route)
 
@@ -250,7 +228,11 @@ class ZmqListener(_Socket):
                 return
             self._finish_streams()
             self._closed = True
-            if self._monitor is not None:
+            if self._gate is not None:
+                self._gate.close()
+            if self._monitor is None:
+                self._socket.disable_monitor()  # which ends the thread that reads it, if there is one
+            else:
                 # ZeroMQ closes the address in its own time; who restarts a broker there needs it to be free.
                 with contextlib.suppress(zmq.ZMQError):
                     self._socket.unbind(self.address)
@@ -282,7 +264,7 @@ class ZmqLink(_Socket):
         mask = 0
         for event in _LINK_EVENTS:
             mask |= event
-        self._monitor = _Monitor(socket, mask) if watch else None
+        self._monitor = Monitor(socket, mask) if watch else None
         self._last_event = ""
 
     def send(self, frames: Frames) -> bool:
@@ -412,17 +394,35 @@ class ZmqTransport:
             socket.curve_secretkey = pair.secret
             socket.curve_publickey = pair.public
             socket.zap_domain = b"zrpc"
+        is_guarded = self._own is not None
+        events = (_LISTENER_EVENTS if watch else 0) | (GATE_EVENTS if is_guarded else 0)
+        monitor = Monitor(socket, events) if events else None
         try:
             socket.bind(address)
         except (zmq.ZMQError, OSError) as error:
+            if monitor is not None:
+                monitor.close()
             socket.close(0)
             raise ConfigError(f"bind address {address}", [f"{error}; use tcp://HOST:PORT, port 0 for any"]) from None
         endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(endpoint, bytes)
-        listener = ZmqListener(socket, endpoint.rstrip(b"\0").decode(), watch, self._landing, self._limits)
+        bound = endpoint.rstrip(b"\0").decode()
+        gate = self._guard(bound, monitor, watch) if is_guarded and monitor is not None else None
+        listener = ZmqListener(socket, bound, monitor if watch else None, gate, self._landing, self._limits)
         self._open.add(listener)
         listener.on_close = self._open.discard
         return listener
+
+    def _guard(self, address: str, monitor: Monitor, is_read: bool) -> Gate:
+        """The gate of a listener. Its monitor is read with the listener (`is_read`), or by a thread of its own."""
+        gate = Gate(address)
+        fd = monitor.wait_for(int(zmq.EVENT_LISTENING), LINGER_MS)
+        if fd is not None:
+            gate.guard(Doorway(fd))
+        if not is_read:
+            read = partial(monitor.follow, partial(tell_gate, gate))
+            threading.Thread(target=read, name="zrpc-gatekeeper", daemon=True).start()
+        return gate
 
     def connect(self, address: str, role: str, watch: bool = False) -> ZmqLink:
         check_address(address)
@@ -461,7 +461,7 @@ class ZmqTransport:
         refused: Counter[str] = Counter() if self._doorkeeper is None else Counter(self._doorkeeper.refused)
         for end in list(self._open):
             if isinstance(end, ZmqListener):
-                refused.update(end.refused)
+                refused.update({why: count for why, count in end.refused.items() if why != DENIED})
         return dict(refused)
 
     def close(self) -> None:

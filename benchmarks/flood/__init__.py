@@ -1,0 +1,1 @@
+"""A worker and its broker under a flood of bad handshakes."""
