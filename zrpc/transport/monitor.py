@@ -1,6 +1,6 @@
 """What ZeroMQ tells of a socket's connections: that they were accepted, failed, closed.
 
-One rule: a monitor tells what ZeroMQ saw, in its order, and late: a descriptor that it names may be another connection's by now.
+One rule: a monitor tells what ZeroMQ saw, in its order, and late: a descriptor that it names may be another one's by now.
 """
 
 from __future__ import annotations
