@@ -1,6 +1,7 @@
 """Fuzzes the parsers for as long as it is told: with changed copies of good inputs, or (`--atheris`) led by coverage.
 
     python tests/fuzz/fuzz.py --minutes 10 [--only NAME]... [--seed N]
+    python tests/fuzz/fuzz.py --inputs 10000000                            so many over all parsers, as long as it takes
     python tests/fuzz/fuzz.py --atheris "script" -max_total_time=600       (needs `pip install atheris`)
 
 A finding is printed with the input, in hexadecimal; `--input HEX --only NAME` runs it again. Memory is bounded: an input
@@ -112,9 +113,10 @@ class Fuzzer:
                 traceback.print_exc()
             return False
 
-    def run(self, seconds: float) -> None:
+    def run(self, seconds: float, inputs: float = float("inf")) -> None:
+        """For so long, or until so many inputs were run."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end and sum(self.inputs.values()) < inputs:
             for target in self.chosen:
                 faulthandler.dump_traceback_later(10 + BATCH * 0.2, exit=True)
                 self.batch(target)
@@ -146,6 +148,7 @@ def run_atheris(target: Target, arguments: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--inputs", type=int, help="run until there were so many, instead of --minutes")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--input", help="one input, in hexadecimal")
@@ -161,7 +164,10 @@ def main() -> int:
         print(fuzzer.try_input(fuzzer.chosen[0], bytes.fromhex(given.input)))
     else:
         print(f"seed {given.seed}", flush=True)
-        fuzzer.run(given.minutes * 60)
+        began = time.monotonic()
+        fuzzer.run(given.minutes * 60 if given.inputs is None else float("inf"), given.inputs or float("inf"))
+        seconds = time.monotonic() - began
+        print(f"{seconds:.0f} s, {sum(fuzzer.inputs.values()) / seconds:,.0f} a second")
         print(fuzzer.report())
     return int(fuzzer.findings > 0)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgpack
 import torch
+from fuzz_channels import WrongAccept, note_seeds, record_seeds, run_notes, run_records, run_streams, stream_seeds
 
 from zrpc.errors import ZrpcError
 from zrpc.protocol.rref_model import forks_from_numbers
@@ -43,10 +44,6 @@ OPCODES = """
     APPENDS EMPTY_DICT SETITEM SETITEMS
 """
 ALLOWED_OPCODES = frozenset(OPCODES.split())
-
-
-class WrongAccept(AssertionError):
-    """A parser took what it should not have taken."""
 
 
 @dataclass(frozen=True)
@@ -321,6 +318,9 @@ def targets() -> dict[str, Target]:
         Target("question", (bytes(question.body), bytes(answer.body)), run_question),
         Target("forks", (msgpack.packb(fork.to_numbers() * 2), msgpack.packb([])), run_forks),
         Target("archive", (archive,), run_archive),
+        Target("local records", record_seeds(), run_records),
+        Target("shared memory", note_seeds(), run_notes),
+        Target("streams", stream_seeds(), run_streams),
         Target("record", (Record("tcp://h:1", "h", "f", "/k", "00" * 32).to_json().encode(),), run_record),
     ]
     return {target.name: target for target in made}
