@@ -24,7 +24,9 @@ def main() -> int:
     order = ProcessOrder.from_environment()
     control = Control(socket.socket(fileno=order.control))
     key_file = os.environ.get("ZRPC_KEY_FILE")
-    times = RegistryOptions.made_of(order.heartbeat_interval, order.death_timeout, order.silence_timeout)
+    times = RegistryOptions.made_of(
+        order.heartbeat_interval, order.death_timeout, order.silence_timeout, order.names_per_host
+    )
     try:
         broker = start_broker(
             BrokerRequest(

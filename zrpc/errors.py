@@ -26,6 +26,7 @@ sentence from them: what failed, on which worker, why, and what to do next.
     |-- Refused                        the other side answered, and said no
     |   |-- NameTaken                  a living worker has the name
     |   |-- JoinRefused                the broker does not take this member (version, group, rank)
+    |   |   `-- TooManyNames           its host, or its connection, has as many names as the broker takes from one
     |   |-- CodecRefused               the worker does not accept calls of this codec
     |   |-- CodeRefused                the worker accepts only functions it was given at start
     |   |-- CallNotAllowed             the worker's list of functions does not have this one
@@ -274,6 +275,19 @@ class NameTaken(Refused):
 
 class JoinRefused(Refused):
     """The broker does not take this member."""
+
+
+class TooManyNames(JoinRefused):
+    """The host, or the connection, has as many names as the broker takes from one."""
+
+    def __init__(self, peer: str, limit: int, option: str) -> None:
+        self.peer = peer
+        self.limit = limit
+        self.option = option
+        super().__init__(
+            f"{peer} has {limit} names, as many as the broker takes from one ({option}). Stop some of its workers, or "
+            "raise the broker's limit."
+        )
 
 
 class CodecRefused(Refused):

@@ -66,6 +66,7 @@ REMEDIES: Mapping[str, str] = {
     "RRefLost": "the value died with its owner: make it again",
     "NameTaken": "use another name, or stop the holder, which the message names",
     "JoinRefused": "the message says why: rank, group size, or a full cluster",
+    "TooManyNames": "stop some workers of that host, or raise the broker's `names_per_host`",
     "CodecRefused": "call a kind of function that the worker takes, or change its `codecs`",
     "CodeRefused": "start the worker with the function, from the same source and torch",
     "CallNotAllowed": "call another function, or put its name on the worker's list `allow`",

@@ -244,6 +244,8 @@ class Broker(Model):
     silence_timeout: SomeSeconds = 30.0
     """A member whose connection stands but that reports nothing is dead after this long: one call of a C library can keep
     Python from reporting for seconds."""
+    names_per_host: Count = 10_000
+    """Workers of one host that the broker lets in, at a time."""
 
 
 class ClusterConfig(Model):

@@ -90,6 +90,7 @@ class BrokerProcess:
             options.heartbeat_interval,
             options.death_timeout,
             options.silence_timeout,
+            options.names_per_host,
         )
         self._stopping = threading.Event()
         self._ready = threading.Event()

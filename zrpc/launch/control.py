@@ -41,6 +41,7 @@ class ProcessOrder:
     heartbeat_interval: float = 0.5
     death_timeout: float = 3.0
     silence_timeout: float = 30.0
+    names_per_host: int = 10_000
     is_successor: bool = False
 
     def to_json(self) -> str:

@@ -124,7 +124,9 @@ class Launcher:
         workers = tuple(charge.name for charge in charges_of(config) if not charge.is_job)
         key_file = None if keyring is None else directory.broker_key_file
         times = config.broker
-        options = RegistryOptions.made_of(times.heartbeat_interval, times.death_timeout, times.silence_timeout)
+        options = RegistryOptions.made_of(
+            times.heartbeat_interval, times.death_timeout, times.silence_timeout, times.names_per_host
+        )
         request = BrokerRequest(
             config.cluster,
             times.bind,

@@ -51,7 +51,8 @@ class Admission(Lives):
     def _on_newcomer(self, route: bytes, hello: Hello, record: Record | None, now: float) -> list[Effect]:
         if now < self._newcomers_from:
             return []  # it asks again; members of the earlier broker, who have ids, come first
-        error = self._limit_refusal() or self.groups.refusal(hello) or self._rank_refusal(hello, record)
+        error = self._limit_refusal() or self.quota.check(hello.name, hello.host, route)
+        error = error or self.groups.refusal(hello) or self._rank_refusal(hello, record)
         if error is not None:
             return self._refuse_newcomer(route, hello, error, now)
         record = self.book.claim(hello.name, hello.id)

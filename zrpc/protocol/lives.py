@@ -11,6 +11,7 @@ from typing import Final
 from zrpc.protocol.effects import Announce, Broadcast, Effect, MemberDraining, MemberGone, MemberUp, Send
 from zrpc.protocol.groups import Groups
 from zrpc.protocol.membership import UP, WAITING, Book, Changes, Record, RegistryOptions
+from zrpc.protocol.quota import NameQuota
 from zrpc.protocol.shutdown import Ask, Barrier, Release
 from zrpc.wire.messages import Gone, Hello, ShutdownState, Welcome
 
@@ -27,6 +28,7 @@ class Lives:
         self.options = options or RegistryOptions()
         self.book = Book(epoch_ms, self.options)
         self.epoch = self.book.epoch
+        self.quota = NameQuota(self.options.names_per_host, self.options.names_per_connection)
         self.changes = Changes(self.epoch)
         self.groups = Groups(self.options.heartbeat_interval)
         self.barrier = Barrier()
@@ -51,6 +53,7 @@ class Lives:
         record.statistics = {}
         self.book.connect(record, route, now)
         self.book.note_living(record)
+        self.quota.begin(record.name, hello.host, route)
         first = min(self.options.death_timeout, self.options.silence_timeout)
         heapq.heappush(self._deaths, (now + first, record.id, record.incarnation))
 
@@ -122,6 +125,7 @@ class Lives:
             decisions = self.barrier.leave(record.id, now, lost=cause == "died")
             effects += self._perform(decisions)
         self.book.note_dead(record)
+        self.quota.end(record.name)
         return effects + self._after_change(now, None)
 
     def _flush_soon(self, now: float) -> None:

@@ -82,8 +82,10 @@ class RegistryOptions:
         return replace(self, is_successor=True)
 
     @classmethod
-    def made_of(cls, heartbeat_interval: float, death_timeout: float, silence_timeout: float) -> RegistryOptions:
-        """Options with these times. Raises `ConfigError` when a member could be declared dead between two beats."""
+    def made_of(
+        cls, heartbeat_interval: float, death_timeout: float, silence_timeout: float, names_per_host: int = 10_000
+    ) -> RegistryOptions:
+        """Options with these. Raises `ConfigError` when a member could be declared dead between two beats."""
         if death_timeout < 2 * heartbeat_interval or silence_timeout < death_timeout:
             raise ConfigError(
                 "the broker's times",
@@ -92,13 +94,23 @@ class RegistryOptions:
                     f"{death_timeout:g}, {silence_timeout:g}"
                 ],
             )
-        return cls(heartbeat_interval, death_timeout, silence_timeout, min(LOSS_GRACE, death_timeout / 10))
+        return cls(
+            heartbeat_interval,
+            death_timeout,
+            silence_timeout,
+            min(LOSS_GRACE, death_timeout / 10),
+            names_per_host=names_per_host,
+        )
 
     is_successor: bool = False
     """This cluster has had a broker before: names that this one does not know may have lived, so their lives begin at a
     number that no earlier broker gave. Found out without being told as soon as a member of the earlier one returns."""
     max_members: int = 65_535
     """More living members are refused."""
+    names_per_host: int = 10_000
+    """More living members that say they are on one host are refused."""
+    names_per_connection: int = 64
+    """More names that come one after the other over one connection are refused: a process has one, and mostly keeps it."""
     max_remembered: int = 65_535
     """Names of the dead that keep their id; the longest dead are forgotten, their ids are not given again."""
 

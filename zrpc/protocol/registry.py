@@ -207,6 +207,7 @@ class Registry(Admission):
     # ------------------------------------------------------------------------------------- other events
 
     def _on_route_loss(self, event: RouteLoss, now: float) -> list[Effect]:
+        self.quota.close(event.route)
         record = self.book.by_route.pop(event.route, None)
         if record is None:
             return []

@@ -33,7 +33,16 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import msgpack
 
-from zrpc.errors import FrameError, InvalidName, JoinRefused, NameTaken, StaleIncarnation, VersionMismatch, ZrpcError
+from zrpc.errors import (
+    FrameError,
+    InvalidName,
+    JoinRefused,
+    NameTaken,
+    StaleIncarnation,
+    TooManyNames,
+    VersionMismatch,
+    ZrpcError,
+)
 from zrpc.ids import MAX_LIFE
 from zrpc.wire.envelope import VERSION, Buffer, Codec, Envelope, Kind, pack
 from zrpc.wire.fields import (
@@ -353,6 +362,7 @@ class Refusal(Message):
 _REBUILT: Final[dict[str, tuple[Callable[..., ZrpcError] | None, tuple[str, ...]]]] = {
     "NameTaken": (NameTaken, ("name", "holder")),
     "InvalidName": (InvalidName, ("name", "why")),
+    "TooManyNames": (TooManyNames, ("peer", "limit", "option")),
     "VersionMismatch": (VersionMismatch, ("theirs", "ours")),
 }
 _PLAIN: Final[dict[str, type[ZrpcError]]] = {
