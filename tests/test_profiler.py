@@ -75,6 +75,10 @@ def nested_async(to: str) -> Any:
     return future.then(lambda done: done.wait() + 1)
 
 
+def with_a_pass_of_its_own() -> None:
+    torch.rand(3, requires_grad=True).sin().sum().backward()
+
+
 def is_profiled() -> bool:
     return bool(torch._C._autograd._profiler_enabled())
 
@@ -95,6 +99,13 @@ def test_a_call_is_there_with_its_callees_events(cluster: LocalCluster, profile:
     assert (add.node_id, add.is_remote) == (b, True)
     assert call.time_range.start <= add.time_range.start <= add.time_range.end <= call.time_range.end
     assert not [event.name for event in events if "zrpc" in event.name]
+
+
+def test_a_callees_own_backward_pass_is_there(cluster: LocalCluster, profile: Profile) -> None:
+    with profile() as profiled:
+        cluster["a"].rpc_sync("b", with_a_pass_of_its_own)
+    key = "rpc_sync#with_a_pass_of_its_own(a -> b)#remote_op: "
+    assert one(events_of(profiled), f"{key}SinBackward0").node_id == cluster["b"].agent.info.id
 
 
 @pytest.mark.parametrize(

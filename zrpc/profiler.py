@@ -17,7 +17,7 @@ from torch.autograd import profiler, profiler_legacy
 from torch.autograd.profiler_util import EventList, FunctionEvent
 
 from zrpc.runtime.profiling import ProfiledCall, book
-from zrpc.telemetry.profile_events import MARK, Mark, ProfileEvent, find_keys, find_marks
+from zrpc.telemetry.profile_events import MARK, REMOTE, Mark, ProfileEvent, find_keys, find_marks
 
 Hook = Callable[..., Any]
 
@@ -55,7 +55,7 @@ def merge(events: Sequence[Any], with_shapes: bool, with_memory: bool) -> list[A
     serial = max((event.id for event in events), default=0)
     for found in _remote_events(keys, calls):
         serial += 1
-        merged.append(_function_event(serial, found, with_shapes, with_memory))
+        merged.append(_function_event(serial, found, here, with_shapes, with_memory))
     merged.sort(key=lambda event: (event.time_range.start, -event.time_range.end))
     return merged
 
@@ -78,8 +78,8 @@ def _remote_events(keys: Mapping[int, int], calls: Sequence[tuple[Mark, Profiled
             yield from call.remote_events(mark.at_us)
 
 
-def _function_event(serial: int, event: ProfileEvent, with_shapes: bool, with_memory: bool) -> Any:
-    return FunctionEvent(  # type: ignore[no-untyped-call]
+def _function_event(serial: int, event: ProfileEvent, here: int, with_shapes: bool, with_memory: bool) -> Any:
+    made = FunctionEvent(  # type: ignore[no-untyped-call]
         id=serial,
         name=event.name,
         trace_name=event.name,
@@ -91,10 +91,12 @@ def _function_event(serial: int, event: ProfileEvent, with_shapes: bool, with_me
         scope=event.scope,
         cpu_memory_usage=event.memory if with_memory else 0,
         is_async=event.is_async,
-        is_remote=True,
+        is_remote=event.node_id != here or REMOTE in event.name,
         node_id=event.node_id,
         is_legacy=True,
     )
+    made.fwd_thread = -1  # torch demands one of events of backward passes, to find a stack by; there is none here
+    return made
 
 
 # --------------------------------------------------------------------------------------- torch's hooks

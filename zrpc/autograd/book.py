@@ -5,17 +5,18 @@ One rule: `protocol.contexts` decides who is told of an end; this sends it, and 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from zrpc.autograd import ddp
-from zrpc.autograd.context import DistAutogradContext
+from zrpc.autograd.context import DistAutogradContext, PassId
 from zrpc.autograd.engine import GRADIENTS, MARK, SETTLE, Engine
 from zrpc.autograd.passing import check_roots, run_pass
 from zrpc.autograd.tally import Tally
@@ -25,6 +26,8 @@ from zrpc.protocol.calls import WorkerKey
 from zrpc.protocol.contexts import ContextTable, Maker, SendCleanup, first_id
 from zrpc.protocol.outbox import Peer
 from zrpc.runtime.context import running
+from zrpc.runtime.profiled_pass import ProfiledPass
+from zrpc.runtime.profiling import is_profiling
 from zrpc.runtime.tasks import Asker, Task
 from zrpc.wire.envelope import Codec, Envelope, Kind
 from zrpc.wire.messages import Member
@@ -198,13 +201,26 @@ class ContextBook:
         pass_id = self._agent.info.id, next(self._passes)
         self.engine.running[context_id] += 1
         try:
-            with self._agent.tracer.span("backward"):
+            with self._agent.tracer.span("backward"), self._profiled(context, pass_id):
                 run_pass(self.engine, context, pass_id, roots, retain_graph)
         finally:
             self.engine.running[context_id] -= 1
             self.engine.running += Counter()  # drops those at 0
             with context.lock:
                 context.passes.pop(pass_id, None)
+
+    @contextlib.contextmanager
+    def _profiled(self, context: DistAutogradContext, pass_id: PassId) -> Iterator[None]:
+        """If this thread is profiled, the pass is in its profile."""
+        if not is_profiling():
+            yield
+            return
+        with ProfiledPass(self._agent.info.id) as profiled:
+            context.profiled[pass_id] = profiled
+            try:
+                yield
+            finally:
+                del context.profiled[pass_id]
 
     def on_backward(self, asker: Asker, envelope: Envelope, is_local: bool) -> None:
         """A message of a backward pass came. torch's engine may run long."""
@@ -254,7 +270,12 @@ class ContextBook:
         what, pass_id, rest = value[0], (value[1], value[2]), value[3:]
         context = self.get(context_id)
         if what == GRADIENTS and len(rest) == 2 and _is_gradients(rest[1]):
-            self.engine.gradients_came(context, pass_id, number, rest[1], rest[0] is True, tally)
+            profiled = context.profiled.get(pass_id)
+            arguments = context, pass_id, number, rest[1], rest[0] is True, tally
+            if profiled is None:
+                self.engine.gradients_came(*arguments)
+            else:
+                profiled.record(self.engine.gradients_came, *arguments)
         elif what == MARK and len(rest) == 2 and _is_numbers(rest[1]):
             self.engine.mark(context, pass_id, rest[1], rest[0] is True, tally)
         elif what == SETTLE and not rest:

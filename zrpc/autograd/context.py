@@ -18,6 +18,7 @@ from zrpc.autograd.graph import Survey, survey
 from zrpc.autograd.passes import PassState
 from zrpc.errors import FrameError
 from zrpc.protocol.calls import WorkerKey
+from zrpc.runtime.profiled_pass import ProfiledPass
 
 PassId = tuple[int, int]
 """Names a backward pass: the worker where it began, and a number that is unique there."""
@@ -42,6 +43,8 @@ class DistAutogradContext:
         self.sent: dict[int, Sent] = {}
         self.received: dict[int, Received] = {}
         self.passes: dict[PassId, PassState] = {}
+        self.profiled: dict[PassId, ProfiledPass] = {}
+        """Passes that began here, under one of torch's profilers."""
         self.gradients: dict[torch.Tensor, torch.Tensor] = {}
         self._next_number = next_number
         self._spread = spread

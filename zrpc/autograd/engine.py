@@ -24,12 +24,13 @@ import torch
 from zrpc.autograd import leaves
 from zrpc.autograd.context import DistAutogradContext, PassId
 from zrpc.autograd.ddp import Reduction
-from zrpc.autograd.functions import Received
+from zrpc.autograd.functions import RECEIVED_NAME, SENT_NAME, Received
 from zrpc.autograd.passes import Gradients, PassState, operation_of
 from zrpc.autograd.tally import Tally
 from zrpc.errors import AutogradMisuse, BackwardFault, FrameError, WorkerLost, ZrpcError
 from zrpc.ids import WorkerInfo
 from zrpc.protocol.backward import ROOTS, Step
+from zrpc.runtime.profiled_pass import named
 from zrpc.wire.envelope import Kind
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Engine:
         tally: Tally,
     ) -> None:
         """The gradients of a message that left here are back."""
-        with context.lock:
+        with named(SENT_NAME), context.lock:
             state = self._state(context, pass_id, retain_graph)
             sent = context.sent.get(number)
             if sent is None or number not in state.edges:
@@ -255,7 +256,8 @@ class Engine:
         tally: Tally,
     ) -> None:
         value = (GRADIENTS, *pass_id, state.retain_graph, list(gradients))
-        self._tell(received.sender, context, received.number, value, tally)
+        with named(RECEIVED_NAME):
+            self._tell(received.sender, context, received.number, value, tally)
 
     def _tell(self, to: tuple[int, int], context: DistAutogradContext, number: int, value: Any, tally: Tally) -> None:
         """Send a message of a pass; its answer goes to the tally."""
