@@ -27,7 +27,7 @@ LAYERS = (
     ("zrpc.telemetry",),
     ("zrpc.serialization", "zrpc.transport", "zrpc.channel"),
     ("zrpc.runtime",),
-    ("zrpc.rref_proxy", "zrpc.profiler"),
+    ("zrpc.rref_proxy", "zrpc.profiler", "zrpc.server_profile"),
     ("zrpc.broker", "zrpc.rref", "zrpc.functions", "zrpc.autograd"),
     ("zrpc.rendezvous", "zrpc.internal", "zrpc.debug", "zrpc.leaks"),
     ("zrpc.collectives", "zrpc.backend_registry", "zrpc.lifecycle", "zrpc.tracing"),

@@ -101,6 +101,14 @@ def test_a_call_is_there_with_its_callees_events(cluster: LocalCluster, profile:
     assert not [event.name for event in events if "zrpc" in event.name]
 
 
+@pytest.mark.parametrize("with_memory", [True, False])
+def test_memory_that_no_operator_took_is_there_when_asked_for(cluster: LocalCluster, with_memory: bool) -> None:
+    with profiler_legacy.profile(profile_memory=with_memory) as profiled, pytest.raises(ValueError, match="expected"):
+        cluster["a"].rpc_sync("b", failing)
+    found = [event.name for event in events_of(profiled) if event.name.endswith("#remote_op: [memory]")]
+    assert len(found) == with_memory
+
+
 def test_a_callees_own_backward_pass_is_there(cluster: LocalCluster, profile: Profile) -> None:
     with profile() as profiled:
         cluster["a"].rpc_sync("b", with_a_pass_of_its_own)

@@ -123,6 +123,7 @@ _ALSO = {
     "_get_debug_info": "debug._get_debug_info",
     "_is_current_rpc_agent_set": "debug._is_current_rpc_agent_set",
     "_rref_context_get_debug_info": "debug._rref_context_get_debug_info",
+    "_server_process_global_profile": "server_profile._server_process_global_profile",
     "_set_rpc_timeout": "debug._set_rpc_timeout",
     "backend_registered": "backend_registry.backend_registered",
     "construct_rpc_backend_options": "backend_registry.construct_rpc_backend_options",

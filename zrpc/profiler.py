@@ -17,7 +17,7 @@ from torch.autograd import profiler, profiler_legacy
 from torch.autograd.profiler_util import EventList, FunctionEvent
 
 from zrpc.runtime.profiling import ProfiledCall, book
-from zrpc.telemetry.profile_events import MARK, REMOTE, Mark, ProfileEvent, find_keys, find_marks
+from zrpc.telemetry.profile_events import MARK, MEMORY, REMOTE, Mark, ProfileEvent, find_keys, find_marks
 
 Hook = Callable[..., Any]
 
@@ -54,6 +54,8 @@ def merge(events: Sequence[Any], with_shapes: bool, with_memory: bool) -> list[A
             event.node_id = here
     serial = max((event.id for event in events), default=0)
     for found in _remote_events(keys, calls):
+        if not with_memory and found.name.endswith(MEMORY):
+            continue
         serial += 1
         merged.append(_function_event(serial, found, here, with_shapes, with_memory))
     merged.sort(key=lambda event: (event.time_range.start, -event.time_range.end))

@@ -32,6 +32,7 @@ from zrpc.runtime.executor import Executor
 from zrpc.runtime.handles import Reference
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.methods import backward, invoke, not_a_future, type_of
+from zrpc.runtime.profile_ranges import ProfileRange, run_in_ranges
 from zrpc.runtime.profiling import Recordings, attach_profile, is_asked, run_recorded
 from zrpc.runtime.progress import describe_calls, describe_tasks
 from zrpc.runtime.raising import emptied
@@ -82,6 +83,7 @@ class Callee:
         self._tracer = tracer or Tracer()
         self._tasks: dict[tuple[int, int, int], Task] = {}
         self.recordings = Recordings()
+        self.profile_ranges: list[ProfileRange] = []
         self._served = Served()
         self._served_lock = threading.Lock()
         self._last_end = clock()
@@ -333,7 +335,10 @@ class Callee:
         running.scope = task
         task.thread = threading.get_ident()
         try:
-            if task.envelope.extra is not None and is_asked(task.envelope):
+            if self.profile_ranges:
+                arrived_ns = to_ns(task.arrived)
+                value = run_in_ranges(self.profile_ranges, task.envelope, arrived_ns, func, args, kwargs)
+            elif task.envelope.extra is not None and is_asked(task.envelope):
                 value = run_recorded(task.envelope, to_ns(task.arrived), func, args, kwargs)
             else:
                 value = func(*args, **kwargs)

@@ -205,7 +205,8 @@ class Recording:
     def __init__(self, arrived_ns: int) -> None:
         self._arrived_ns = arrived_ns
         self._began_us = 0.0
-        self._events: list[Any] = []
+        self.seen: list[Any] = []
+        """What torch's profiler recorded, as it tells it."""
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call the function, recording. Without, if a profiler of its own is on in this thread."""
@@ -218,7 +219,7 @@ class Recording:
             return func(*args, **kwargs)
         finally:
             with contextlib.suppress(RuntimeError, AssertionError):  # the function may have ended the profiler itself
-                self._events = _parse(torch._C._autograd._disable_profiler_legacy())
+                self.seen = _parse(torch._C._autograd._disable_profiler_legacy())
 
     def events(self) -> list[ProfileEvent]:
         """What was seen, with the events of the calls that the function made, as far as they have ended."""
@@ -234,7 +235,7 @@ class Recording:
                 memory=event.cpu_memory_usage,
                 is_async=event.is_async,
             )
-            for event in self._events
+            for event in self.seen
         ]
         return expand(own)
 

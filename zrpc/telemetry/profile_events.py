@@ -24,6 +24,8 @@ MARK: Final = "zrpc::call#"
 """Begins the name of the event that stands in a profile where a call was made; its number follows."""
 REMOTE: Final = "#remote_op: "
 """Between the key of a call and the name of an event of its callee's; torch's."""
+MEMORY: Final = "[memory]"
+"""Torch's name for memory that was given or taken outside of any operator."""
 MAX_EVENTS: Final = 20_000
 """Of one call. About 2 MB; more are cut off."""
 MAX_NAME: Final = 8192
