@@ -6,13 +6,15 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import zrpc
 from zrpc import autograd
-from zrpc.errors import AutogradMisuse, BackwardFault, CallTimeout, WorkerLost
+from zrpc.errors import AutogradMisuse, BackwardFault, CallTimeout, NotInitialized, WorkerLost
 from zrpc.functions import async_execution
 from zrpc.options import AgentOptions
 from zrpc.rref import RRef
@@ -504,3 +506,49 @@ def test_gradients_that_were_looked_at_do_not_change(cluster: LocalCluster) -> N
         autograd.backward(context_id, [y])
         assert first[x].tolist() == [2, 2]
         assert autograd.get_gradients(context_id)[x].tolist() == [4, 4]
+
+
+# ------------------------------------------------------------------------------------------- a shutdown in the block
+
+
+def join_alone(folder: Path) -> None:
+    options = zrpc.TensorPipeRpcBackendOptions(init_method=f"file://{folder / 'init'}")
+    zrpc.init_rpc("alone", rank=0, world_size=1, rpc_backend_options=options)
+
+
+@pytest.mark.parametrize("graceful", [True, False])
+def test_a_block_is_left_quietly_after_a_shutdown_in_it(tmp_path: Path, graceful: bool) -> None:
+    join_alone(tmp_path)
+    with autograd.context():
+        zrpc.rpc_sync("alone", times, args=(torch.ones(3, requires_grad=True), torch.ones(3)))
+        zrpc.shutdown(graceful=graceful)
+    with pytest.raises(NotInitialized), autograd.context():
+        pass
+
+
+def test_what_the_block_raises_after_a_shutdown_is_what_is_raised(tmp_path: Path) -> None:
+    join_alone(tmp_path)
+
+    def fails() -> None:
+        with autograd.context():
+            zrpc.shutdown(graceful=False)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as raised:
+        fails()
+    assert raised.value.__context__ is None
+
+
+def test_a_block_that_outlives_its_worker_leaves_the_next_ones_contexts_alone(tmp_path: Path) -> None:
+    join_alone(tmp_path)
+    try:
+        with autograd.context():
+            zrpc.shutdown()
+            join_alone(tmp_path)
+            book: Any = current_agent().values.contexts
+            kept = book.begin()
+        assert book.find(kept.context_id) is kept
+        with autograd.context() as context_id:
+            assert context_id != kept.context_id
+    finally:
+        zrpc.shutdown(graceful=False)

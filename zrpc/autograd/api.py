@@ -29,16 +29,19 @@ class context:  # noqa: N801  torch's name
     """A context manager: calls made within are recorded, and `backward` computes gradients through them.
 
     `with zrpc.autograd.context() as context_id:` gives the id that `backward` and `get_gradients` take. At the end the
-    context is forgotten on every worker that it came to, gradients included. Contexts do not nest: raises
+    context is forgotten on every worker that it came to, gradients included. If this worker has shut down in the block,
+    that has happened already, and leaving the block does nothing, as with torch's. Contexts do not nest: raises
     `AutogradMisuse` when the thread, or the asyncio task, is in one already.
     """
 
+    _book: ContextBook
     _token: Token[Recorder | None]
 
     def __enter__(self) -> int:
         if recorder.get() is not None:
             raise AutogradMisuse(_already())
-        self.autograd_context = _book().begin()
+        self._book = _book()
+        self.autograd_context = self._book.begin()
         self._token = recorder.set(self.autograd_context)
         return self.autograd_context.context_id
 
@@ -46,7 +49,7 @@ class context:  # noqa: N801  torch's name
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         recorder.reset(self._token)
-        _book().release(self.autograd_context.context_id)
+        self._book.release(self.autograd_context.context_id)  # of the worker that began it, whichever there is now
 
 
 def _already() -> str:
