@@ -24,6 +24,8 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import torch
+
 from benchmarks.casts import Cast
 from benchmarks.scale import Scale
 from benchmarks.systems import find_system
@@ -147,6 +149,7 @@ def _begin(end: Connection, order: Order, barrier: Barrier) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     faulthandler.dump_traceback_later(order.seconds, exit=True)
+    torch.set_num_threads(1)  # as torch's own launcher has it for several processes on one host
     system = find_system(order.system)
     try:
         _take_part(end, order, barrier, system)

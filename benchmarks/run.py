@@ -20,6 +20,7 @@ from benchmarks.scale import FULL, QUICK, Scale
 Measure = Callable[[str, Sequence[str], Scale], dict[str, float]]
 """One round of a system: its metrics. Raises `harness.RoundFailed`."""
 
+QUICK_SYSTEMS = (systems.OURS, systems.DEFAULT, systems.UV)
 WIDTH = 180
 """Columns, at least: a table with wrapped lines is hard to read."""
 RESULTS = Path(__file__).parent / "results"
@@ -88,11 +89,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--systems",
         type=lambda text: [systems.OURS, *(n for n in among(systems.NAMES, text) if n != systems.OURS)],
-        default=list(systems.NAMES),
         metavar="A,B",
+        help="all that are installed by default; with --quick zrpc and TensorPipe",
     )
     parser.add_argument("--output", type=Path, help="where the JSON goes; benchmarks/results/ by default")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    given.systems = given.systems or list(QUICK_SYSTEMS if given.quick else systems.NAMES)
+    return given
 
 
 if __name__ == "__main__":

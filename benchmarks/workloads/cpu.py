@@ -35,7 +35,7 @@ def run(client: Client, scale: Scale) -> dict[str, float]:
         future.wait()
     after_pipelined = processor_seconds(client.pids)
     del futures
-    time.sleep(scale.idle_seconds / 2)  # what is left of the calls is done: releases, acknowledgements
+    time.sleep(scale.idle_seconds)  # what is left of the calls is done: releases, acknowledgements
     before_idle, started = processor_seconds(client.pids), time.perf_counter()
     time.sleep(scale.idle_seconds)  # what is measured is that nothing happens
     after_idle, ended = processor_seconds(client.pids), time.perf_counter()
