@@ -18,7 +18,7 @@ from zrpc.runtime.exchanges import LocalLane
 from zrpc.runtime.lanes import Lanes
 from zrpc.runtime.receiver import Receiver
 from zrpc.testing import LocalCluster
-from zrpc.transport.samehost import connect_local, new_secret
+from zrpc.transport.samehost import MAX_UNPROVEN, Newcomer, connect_local, new_secret
 from zrpc.wire.limits import Limits
 
 LONG = 20.0  # reached only by a failure
@@ -300,6 +300,73 @@ def test_a_closed_book_of_lanes_offers_nothing() -> None:
     lanes.close()
     assert lanes.offer(lanes.question(), (1, 1)) == {}
     assert lanes.connect(offer, (1, 1)) is None
+    receiver.close()
+
+
+class _Eager:
+    """A receiver whose other threads handle what comes before `add` has returned, as they may when a handler is slow."""
+
+    def __init__(self) -> None:
+        self.threads: list[threading.Thread] = []
+        self.failures: list[BaseException] = []
+
+    def add(self, end: Any, handle: Any) -> Any:
+        def run() -> None:
+            try:
+                message = end.receive()
+                while isinstance(end, Newcomer) and message is None:
+                    message = end.receive()
+                if message is not None:
+                    handle(message)
+            except BaseException as error:
+                self.failures.append(error)
+
+        self.threads.append(threading.Thread(target=run))
+        self.threads[-1].start()
+        self.threads[-1].join(0.01)
+        return object()
+
+    def remove(self, source: Any) -> None:
+        pass
+
+
+def test_newcomers_are_heard_by_several_threads_at_once() -> None:
+    receiver = _Eager()
+    lanes = Lanes(receiver, Limits(), lambda *_: None, lambda *_: None, True)  # type: ignore[arg-type]
+    offer = lanes.offer(lanes.question(), (1, 1))
+    late = []
+    for _ in range(8):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect("\0" + offer["address"])
+        while (newcomer := lanes._listener.receive()) is None:  # type: ignore[union-attr]
+            pass
+        greeting = threading.Thread(target=lanes._greet, args=(newcomer,))
+        greeting.start()
+        greeting.join()
+        connection.send(offer["secret"] + b"M")
+        late.append(connection)
+    for thread in receiver.threads:
+        thread.join(LONG)
+    assert receiver.failures == []
+    assert len(lanes._served) == 8
+    assert not lanes._newcomers
+    lanes.close()
+    for connection in late:
+        connection.close()
+
+
+def test_a_crowd_that_has_said_its_secret_is_let_in_whole() -> None:
+    """Those who connect at the same moment are more than may be unproven: the oldest had to go, unheard."""
+    receiver = Receiver()
+    lanes = Lanes(receiver, Limits(), lambda *_: None, lambda *_: None, True)
+    offer = lanes.offer(lanes.question(), (1, 1))
+    crowd = [connect_local(offer["address"], offer["secret"]) for _ in range(MAX_UNPROVEN + 20)]
+    for _ in crowd:
+        lanes._greet(lanes._listener.receive())  # type: ignore[union-attr, arg-type]
+    assert len(lanes._served) == len(crowd)
+    lanes.close()
+    for link in crowd:
+        link.close()
     receiver.close()
 
 

@@ -11,6 +11,7 @@ The end of a lane is no more than a sign: only the broker decides that a worker 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -49,7 +50,7 @@ logger = logging.getLogger(__name__)
 class Lanes:
     """The lanes of one agent. `on_message` takes what comes in by one, with the way back; `ask` asks a peer a question.
 
-    `offer` and what comes in belong to the receiving thread; `connect`, `forget` and `close` may be called from any.
+    Safe to use from any thread.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class Lanes:
         self._served: dict[LocalLink, tuple[WorkerKey, Source]] = {}
         self._bulks: dict[Bulk, tuple[WorkerKey, bool, Source]] = {}  # whose, whether it came in, its source
         self._is_closed = False
+        # A handler that is slow loses the turn, and the next message is handled by another thread meanwhile.
+        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         return f"<Lanes {'on' if self.mark else 'off'} served={len(self._served)} askers={len(self._names)}>"
@@ -118,15 +121,17 @@ class Lanes:
     def _open_bulk(self, connection: Any, key: WorkerKey, is_served: bool) -> Bulk:
         """A channel for shared memory with a worker, which has asked for it (`is_served`) or was asked."""
         bulk = Bulk(connection, self.pool)
-        source = self._receiver.add(bulk, lambda _: None)
-        bulk.wake = lambda: self._receiver.nudge(source)
-        bulk.on_backlog = lambda waits: self._receiver.watch_writing(source, waits)
-        bulk.on_end = lambda: self._drop_bulk(bulk)
-        self._bulks[bulk] = key, is_served, source
+        with self._lock:
+            source = self._receiver.add(bulk, lambda _: None)
+            bulk.wake = lambda: self._receiver.nudge(source)
+            bulk.on_backlog = lambda waits: self._receiver.watch_writing(source, waits)
+            bulk.on_end = lambda: self._drop_bulk(bulk)
+            self._bulks[bulk] = key, is_served, source
         return bulk
 
     def _drop_bulk(self, bulk: Bulk) -> None:
-        *_, source = self._bulks.pop(bulk, (None,))
+        with self._lock:
+            *_, source = self._bulks.pop(bulk, (None,))
         if source is not None:
             self._receiver.remove(source)
         bulk.close()
@@ -138,6 +143,10 @@ class Lanes:
         mark = question.get("host")
         if self.mark is None or self._is_closed or not isinstance(mark, bytes) or mark != self.mark:
             return {}
+        with self._lock:
+            return self._offer(asker)
+
+    def _offer(self, asker: WorkerKey) -> dict[str, Any]:
         if self._listener is None:
             try:
                 self._listener = LocalListener()
@@ -159,26 +168,39 @@ class Lanes:
         }
 
     def _greet(self, newcomer: Newcomer) -> None:
-        """Somebody has connected."""
-        if len(self._newcomers) >= MAX_UNPROVEN:
-            self._dismiss(next(iter(self._newcomers)))
-        self._newcomers[newcomer] = self._receiver.add(newcomer, lambda said: self._hear(newcomer, said))
+        """Somebody has connected, and has mostly said the secret already."""
+        with self._lock:
+            said = newcomer.receive()
+            if said is not None:
+                self._judge(newcomer, said)
+                return
+            if len(self._newcomers) >= MAX_UNPROVEN:
+                self._dismiss(next(iter(self._newcomers)))
+            self._newcomers[newcomer] = self._receiver.add(newcomer, lambda said: self._hear(newcomer, said))
 
     def _dismiss(self, newcomer: Newcomer) -> None:
-        source = self._newcomers.pop(newcomer, None)
+        with self._lock:
+            source = self._newcomers.pop(newcomer, None)
         if source is not None:
             self._receiver.remove(source)
         newcomer.close()
 
     def _hear(self, newcomer: Newcomer, said: bytes) -> None:
         """A newcomer has said what should be the secret."""
+        with self._lock:
+            if newcomer in self._newcomers:  # it was not dismissed meanwhile
+                self._judge(newcomer, said)
+
+    def _judge(self, newcomer: Newcomer, said: bytes) -> None:
         secret, key = self._secrets.get(said[:NAME_BYTES], (b"", (0, 0)))
         purpose = said[SECRET_BYTES:]
         is_good = bool(secret) and is_same_secret(said[:SECRET_BYTES], secret)
         if self._is_closed or not is_good or purpose not in (FOR_MESSAGES, FOR_MEMORY):
             self._dismiss(newcomer)
             return
-        self._receiver.remove(self._newcomers.pop(newcomer))
+        source = self._newcomers.pop(newcomer, None)
+        if source is not None:
+            self._receiver.remove(source)
         if purpose == FOR_MEMORY:
             bulk = self._open_bulk(newcomer.admit(), key, True)
             for link, (owner, _) in self._served.items():
@@ -197,7 +219,8 @@ class Lanes:
         self._served[link] = key, source
 
     def _drop(self, link: LocalLink) -> None:
-        _, source = self._served.pop(link, (None, None))
+        with self._lock:
+            _, source = self._served.pop(link, (None, None))
         if source is not None:
             self._receiver.remove(source)
         link.close()
@@ -206,12 +229,15 @@ class Lanes:
 
     def forget(self, key: WorkerKey) -> None:
         """A worker's life is over: its secret is good for nothing any more, and its lanes are closed."""
-        name = self._names.pop(key, None)
-        if name is not None:
-            self._secrets.pop(name, None)
-        for link in [link for link, (owner, _) in list(self._served.items()) if owner == key]:
+        with self._lock:
+            name = self._names.pop(key, None)
+            if name is not None:
+                self._secrets.pop(name, None)
+            links = [link for link, (owner, _) in self._served.items() if owner == key]
+            bulks = [bulk for bulk, (owner, *_) in self._bulks.items() if owner == key]
+        for link in links:
             self._drop(link)
-        for bulk in [bulk for bulk, (owner, *_) in list(self._bulks.items()) if owner == key]:
+        for bulk in bulks:
             self._drop_bulk(bulk)
 
     def close(self) -> None:
@@ -222,9 +248,11 @@ class Lanes:
             self._listener_source = None
         if self._listener is not None:
             self._listener.close()
-        for newcomer in list(self._newcomers):
+        with self._lock:
+            newcomers, links, bulks = list(self._newcomers), list(self._served), list(self._bulks)
+        for newcomer in newcomers:
             self._dismiss(newcomer)
-        for link in list(self._served):
+        for link in links:
             self._drop(link)
-        for bulk in list(self._bulks):
+        for bulk in bulks:
             self._drop_bulk(bulk)
