@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -175,3 +177,24 @@ def test_nonsense_in_an_answer_is_read(answer: dict[str, Any]) -> None:
 
 def test_the_stack_of_a_thread_that_is_gone() -> None:
     assert progress.stack_of(0) == []
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_stacks_are_read_without_garbage_collection(is_enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that begins meanwhile can stop all threads for ever."""
+    original = sys._current_frames
+    seen: list[bool] = []
+
+    def current_frames() -> dict[int, Any]:
+        seen.append(gc.isenabled())
+        return original()
+
+    monkeypatch.setattr(sys, "_current_frames", current_frames)
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if is_enabled else gc.disable)()
+        assert progress.stack_of(threading.get_ident()) == []
+        assert seen == [False]
+        assert gc.isenabled() is is_enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()

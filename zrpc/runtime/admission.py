@@ -50,19 +50,17 @@ class Admission:
                 self._known[function] = known
         return known
 
-    def check_room(self, sender: WorkerKey) -> None:
-        """Raise `TooManyCalls` when this sender has as many calls under way as it may."""
-        count = self._pending.get(sender, 0)
-        if count >= self._max_pending:
-            raise TooManyCalls(
-                f"worker {self._worker!r} has {count} calls of this caller under way, as many as it takes from one "
-                "(max_pending_calls): wait for some of them first"
-            )
-
     def enter(self, sender: WorkerKey) -> None:
-        """A call of this sender is taken on."""
+        """A call of this sender is taken on. Raises `TooManyCalls` when it has as many under way as it may."""
         with self._lock:
-            self._pending[sender] = self._pending.get(sender, 0) + 1
+            count = self._pending.get(sender, 0)
+            if count < self._max_pending:
+                self._pending[sender] = count + 1
+                return
+        raise TooManyCalls(
+            f"worker {self._worker!r} has {count} calls of this caller under way, as many as it takes from one "
+            "(max_pending_calls): wait for some of them first"
+        )
 
     def leave(self, sender: WorkerKey) -> None:
         """A call of this sender has ended."""

@@ -13,7 +13,7 @@ One rule: what a function is, is decided once, here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.jit._builtins import _find_builtin
@@ -24,6 +24,10 @@ from zrpc.wire.envelope import Codec
 
 ASYNC_ATTRIBUTE = "_wrapped_async_rpc_function"
 """Where `functions.async_execution` keeps the function that it decorates; torch's name for it."""
+
+
+_KNOWN: Final = "_zrpc_target"
+"""Where a ScriptFunction keeps its target: made once, not for every call."""
 
 
 class Target:
@@ -59,6 +63,10 @@ def python_name(func: Any) -> str:
 
 def identify(func: Any) -> Target:
     """How `func` is called. Raises `LocalFault` for what cannot be called."""
+    if type(func) is torch.jit.ScriptFunction:
+        known: Target | None = getattr(func, _KNOWN, None)
+        if known is not None:
+            return known
     if isinstance(func, str):
         if not func or len(func) > 1024:
             raise LocalFault(f"a function's name has 1 to 1024 characters, not {len(func)}")
@@ -72,7 +80,10 @@ def identify(func: Any) -> Target:
         script = describe(func)
         if not script.can_travel:
             return Target(script.name, Codec.BUILTIN, func, None, is_async)
-        return Target(script.name, Codec.SCRIPT, func, script, is_async)
+        target = Target(script.name, Codec.SCRIPT, func, script, is_async)
+        if type(func) is torch.jit.ScriptFunction and not is_async:
+            setattr(func, _KNOWN, target)
+        return target
     if not callable(func):
         raise LocalFault(f"a remote call takes a function or its name, not {type(func).__name__} {func!r}")
     builtin = None if is_async else _find_builtin(func)  # type: ignore[no-untyped-call]

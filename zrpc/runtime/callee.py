@@ -44,7 +44,7 @@ from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.telemetry.trace import LAST_THREAD, NOTE, RAN, READ, REPLIED, STARTED, THREAD, Tracer
-from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, size_of
+from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, pack_sized
 from zrpc.wire.limits import Limits
 
 if TYPE_CHECKING:
@@ -105,8 +105,11 @@ class Callee:
                 return
             if not self.is_first(envelope):
                 return  # the network has repeated it; the references in it belong to the first
-            self._admission.check_room(task.key[:2])
-            if envelope.kind == Kind.REMOTE_CALL and not self._accept(task):
+            if envelope.kind == Kind.REMOTE_CALL and envelope.rref is None:
+                raise FrameError("a remote call without an RRef id")
+            self._admission.enter(task.key[:2])
+            if envelope.kind == Kind.REMOTE_CALL and not self._accept(envelope):
+                self._admission.leave(task.key[:2])
                 self._values.drop(envelope)
                 self._meter.dropped()
                 return
@@ -115,7 +118,6 @@ class Callee:
             self._answer_error(task, error)
             return
         self._tasks[task.key] = task
-        self._admission.enter(task.key[:2])
 
         def job() -> None:
             self._start(task)
@@ -192,16 +194,13 @@ class Callee:
                 )
         return True
 
-    def _accept(self, task: Task) -> bool:
+    def _accept(self, envelope: Envelope) -> bool:
         """Register the remote value that the call creates; the call is answered when there is one.
 
         False: the call is a repetition, or came too late.
         """
-        envelope = task.envelope
-        if envelope.rref is None:
-            raise FrameError("a remote call without an RRef id")
         sender = envelope.sender, envelope.sender_incarnation
-        return self._references.on_remote_call(envelope.rref, sender, envelope.function or "")
+        return self._references.on_remote_call(envelope.rref or (), sender, envelope.function or "")
 
     # ------------------------------------------------------------------------------------ running
 
@@ -248,7 +247,11 @@ class Callee:
     def _begin(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the function, once what it needs is here."""
         if task.envelope.codec != Codec.PYTHON:
-            self._run_script(task, func, args, kwargs)
+            for argument in args:
+                if isinstance(argument, Reference):
+                    self._run_script(task, func, args, kwargs)
+                    return
+            self._run(task, func, args, kwargs)
         elif func is invoke or func is type_of or func is backward:
             self._run_on_value(task, func, args, kwargs)
         else:
@@ -296,12 +299,6 @@ class Callee:
 
     def _run_script(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put the values in the place of references that are owned here; wait, without a thread, for those to come."""
-        for argument in args:
-            if isinstance(argument, Reference):
-                break
-        else:
-            self._run(task, func, args, kwargs)
-            return
         missing = [
             a for a in args if isinstance(a, Reference) and a.is_owner() and not self._references.is_ready(a.rref_id)
         ]
@@ -410,7 +407,7 @@ class Callee:
             task.envelope.span[RAN] = ended
             if not task.thread:  # it was given up: the function's value came later
                 task.envelope.span[LAST_THREAD] = threading.get_ident()
-        rref_id = task.rref_id
+        rref_id = None if task.envelope.rref is None else task.rref_id
         if rref_id is not None:
             self._meter.served(task.size, 0, error is not None)
             if task.envelope.extra is not None:
@@ -426,8 +423,9 @@ class Callee:
         elif error is not None:
             self._answer_error(task, error)
         else:
-            codec = Codec(task.envelope.codec)
-            self.answer_value(task.asker, task.envelope, value, codec, task.size, task.deadline, task.recorder)
+            self.answer_value(
+                task.asker, task.envelope, value, task.envelope.codec, task.size, task.deadline, task.recorder
+            )
         if self.gate is not None:
             self.gate.look()
 
@@ -436,7 +434,7 @@ class Callee:
         asker: Asker,
         envelope: Envelope,
         value: Any,
-        codec: Codec,
+        codec: int,
         size: int,
         deadline: float | None,
         recorder: Recorder | None = None,
@@ -448,12 +446,12 @@ class Callee:
             self._values.write(reply, codec, value, to, deadline, recorder=recorder)
             if envelope.extra is not None:
                 attach_profile(envelope, reply)
-            frames = pack(reply, self._limits)
+            frames, size_out = pack_sized(reply, self._limits)
         except BaseException as error:  # the value's own methods may raise anything, as functions may
             self._values.take_back(reply, to)
             self.answer_error(asker, envelope, error, size)
             return
-        self._send(asker, envelope, reply, frames, size)
+        self._send(asker, envelope, reply, frames, size, size_out)
 
     def answer_error(self, asker: Asker, envelope: Envelope, error: BaseException, size: int) -> None:
         """Send an exception as the reply to `envelope`."""
@@ -462,7 +460,8 @@ class Callee:
         reply.body = encode_failure(error, self._identity.info.id, self._identity.info.name)
         if envelope.extra is not None:
             attach_profile(envelope, reply)
-        self._send(asker, envelope, reply, pack(reply, self._limits), size)
+        frames, size_out = pack_sized(reply, self._limits)
+        self._send(asker, envelope, reply, frames, size, size_out)
 
     def _answer_error(self, task: Task, error: BaseException) -> None:
         self.answer_error(task.asker, task.envelope, error, task.size)
@@ -475,9 +474,9 @@ class Callee:
         identity = self._identity
         return Envelope(kind, envelope.message_id, identity.info.id, identity.incarnation, envelope.sender_incarnation)
 
-    def _send(self, asker: Asker, request: Envelope, reply: Envelope, frames: Any, size: int) -> None:
+    def _send(self, asker: Asker, request: Envelope, reply: Envelope, frames: Any, size: int, size_out: int) -> None:
         if request.kind <= Kind.REMOTE_CALL:
-            self._meter.served(size, size_of(frames), reply.kind == Kind.ERROR)
+            self._meter.served(size, size_out, reply.kind == Kind.ERROR)
         if request.span is not None:
             request.span[NOTE] = "failed" if reply.kind == Kind.ERROR else ""
             request.span[REPLIED] = self._clock()

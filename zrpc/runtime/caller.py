@@ -44,7 +44,7 @@ from zrpc.serialization import plainvalues
 from zrpc.telemetry.metrics import CallMeter
 from zrpc.telemetry.trace import ANSWERED, ENDED, LAST_THREAD, SENT, WRITTEN, Tracer
 from zrpc.transport.base import RouteGone
-from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack, size_of
+from zrpc.wire.envelope import Buffer, Codec, Envelope, Extra, Kind, pack, pack_sized
 
 _QUIET = (Kind.REMOTE_CALL, Kind.BACKWARD)
 """What is answered to the library itself."""
@@ -98,7 +98,7 @@ class Caller:
         target = identify(func)
         timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
-        envelope = self._write(Kind.CALL, message_id, peer, target, args, kwargs, deadline)
+        envelope = self._write(Kind.CALL, message_id, peer, target, args, kwargs, timeout, deadline)
         return self._exchange_value(peer, target, envelope, message_id, deadline, timeout)
 
     def call_async(
@@ -124,7 +124,7 @@ class Caller:
             return future
         message_id = self.call(peer, Kind.CALL, func, args, kwargs, timeout, done, mode=mode)
         future.place = peer
-        future.abort = functools.partial(self.cancel, message_id)
+        future.caller, future.message_id = self, message_id
         return future
 
     def _find(self, to: str | int | WorkerInfo) -> Peer:
@@ -181,7 +181,7 @@ class Caller:
         timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
         extra: dict[int, Any] | None = None if profiled is None else {Extra.PROFILE: True}
-        envelope = self._write(kind, message_id, peer, target, args, kwargs, deadline, rref, extra)
+        envelope = self._write(kind, message_id, peer, target, args, kwargs, timeout, deadline, rref, extra)
         scope = current_scope()
         if scope is not None and kind == Kind.CALL:
             done = scope.left_by(message_id, done)
@@ -213,7 +213,7 @@ class Caller:
         """
         timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
-        envelope = self._envelope(kind, message_id, peer, deadline)
+        envelope = self._envelope(kind, message_id, peer, timeout, deadline)
         envelope.rref = rref
         envelope.extra = extra
         if extra is None:
@@ -228,7 +228,7 @@ class Caller:
         """As `request`, waiting for the reply's value on a lane."""
         timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
-        envelope = self._envelope(kind, message_id, peer, deadline)
+        envelope = self._envelope(kind, message_id, peer, timeout, deadline)
         envelope.rref = rref
         self._record(envelope, peer)
         if self._tracer.is_on:
@@ -255,7 +255,7 @@ class Caller:
         """Send a message with a value of the TorchScript codec that has a reply; `what` names it in errors."""
         timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
-        envelope = self._envelope(kind, message_id, peer, deadline)
+        envelope = self._envelope(kind, message_id, peer, timeout, deadline)
         envelope.autograd = autograd
         if self._tracer.is_on:
             self._tracer.begin(envelope, what, peer.info.id)
@@ -274,7 +274,7 @@ class Caller:
         if inherits:
             timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
-        envelope = self._envelope(Kind.INSPECT, message_id, peer, deadline)
+        envelope = self._envelope(Kind.INSPECT, message_id, peer, timeout, deadline)
         write_map(envelope, question)
         target = Target(f"asking for {question.get('what')}", Codec.NONE)
         self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done))
@@ -291,20 +291,23 @@ class Caller:
 
     def _deadline(self, timeout: float) -> tuple[float, float | None]:
         """(timeout in seconds, deadline): the call's own, or what is left of the call that it is made in."""
-        timeout = self.seconds(timeout)
-        scope = current_scope()
-        inherited = None
-        if scope is not None:
-            scope.check()
-            inherited = scope.deadline
+        timeout = self.rpc_timeout if timeout == -1 else check_timeout(timeout)
+        scope = None if running.scope is None else current_scope()
         now = self._clock()
+        if scope is None:
+            return timeout, now + timeout if timeout else None
+        scope.check()
+        inherited = scope.deadline
         if inherited is not None and (not timeout or inherited < now + timeout):
             return max(0.0, inherited - now), inherited
         return timeout, now + timeout if timeout else None
 
-    def _envelope(self, kind: Kind, message_id: int, peer: Peer, deadline: float | None) -> Envelope:
+    def _envelope(
+        self, kind: Kind, message_id: int, peer: Peer, timeout: float = 0.0, deadline: float | None = None
+    ) -> Envelope:
+        """An envelope for `peer`, sent `timeout` seconds before its deadline."""
         identity = self._identity
-        left = 0 if deadline is None else max(1, int((deadline - self._clock()) * 1e6))
+        left = 0 if deadline is None else int(timeout * 1e6) or 1
         return Envelope(kind, message_id, identity.info.id, identity.incarnation, peer.incarnation, left)
 
     def _write(
@@ -315,13 +318,14 @@ class Caller:
         target: Target,
         args: Sequence[Any] | None,
         kwargs: Mapping[str, Any] | None,
+        timeout: float,
         deadline: float | None,
         rref: RRefNumbers | None = None,
         extra: dict[int, Any] | None = None,
     ) -> Envelope:
         if self.refuses_script_methods:
             refuse_script_method(target)
-        envelope = self._envelope(kind, message_id, peer, deadline)
+        envelope = self._envelope(kind, message_id, peer, timeout, deadline)
         envelope.rref = rref
         envelope.extra = extra
         if self._tracer.is_on:
@@ -331,16 +335,16 @@ class Caller:
             envelope.span[WRITTEN] = self._clock()
         return envelope
 
-    def _pack(self, envelope: Envelope, peer: Peer) -> list[Buffer]:
-        """The frames, counted. Forks of references inside are taken back when the message is over a limit."""
+    def _pack(self, envelope: Envelope, peer: Peer) -> tuple[list[Buffer], int]:
+        """The frames and their size, counted. Forks of references inside are taken back when it is over a limit."""
         try:
-            frames = pack(envelope, self._peers.limits)
+            frames, size = pack_sized(envelope, self._peers.limits)
         except ZrpcError:
             self._values.take_back(envelope, peer.key)
             raise
         is_call = envelope.kind <= Kind.REMOTE_CALL and (envelope.extra is None or Extra.CODE not in envelope.extra)
-        self._meter.made(size_of(frames), is_call)
-        return frames
+        self._meter.made(size, is_call)
+        return frames, size
 
     # ------------------------------------------------------------------------------------ sending
 
@@ -365,7 +369,7 @@ class Caller:
         self, peer: Peer, target: Target, envelope: Envelope, message_id: int, deadline: float | None, timeout: float
     ) -> Envelope:
         """Send on a lane and return the reply. Raises `CallTimeout` and `WorkerLost`."""
-        frames = self._pack(envelope, peer)
+        frames, _ = self._pack(envelope, peer)
         scope = current_scope()
         with blocking_here():
             lane = peer.borrow_lane()
@@ -385,7 +389,7 @@ class Caller:
                     reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
             except Cancelled:
                 with contextlib.suppress(Unavailable):
-                    lane.link.send(pack(self._envelope(Kind.CANCEL, message_id, peer, None)))
+                    lane.link.send(pack(self._envelope(Kind.CANCEL, message_id, peer)))
                 peer.abandon_lane(lane)
                 raise
             except BaseException:
@@ -396,7 +400,7 @@ class Caller:
                     scope.leave(message_id)
             if reply is None:
                 peer.abandon_lane(lane)
-                question = self._envelope(Kind.INSPECT, next(self._next_id), peer, None)
+                question = self._envelope(Kind.INSPECT, next(self._next_id), peer)
                 state = ask_on_a_lane(peer, question, (message_id, envelope.rref), self.on_reply, self._clock)
                 raise CallTimeout(peer.info.name, target.name, timeout, state)
             peer.return_lane(lane)
@@ -409,11 +413,11 @@ class Caller:
     def _begin(self, call: PendingCall) -> None:
         """Send a call on the peer's link; its reply completes it."""
         peer = call.peer
-        frames = self._pack(call.envelope, peer)
+        frames, size = self._pack(call.envelope, peer)
         # Calls made inside of calls are not held back: two workers that call each other could wait for each other.
         is_held_back = running.scope is None and call.envelope.kind <= Kind.REMOTE_CALL and not peer.is_self
         try:
-            is_one_of_many = self._pending.begin(call, size_of(frames), is_held_back)
+            is_one_of_many = self._pending.begin(call, size, is_held_back)
         except BaseException:
             self._values.take_back(call.envelope, peer.key)
             raise
@@ -438,7 +442,7 @@ class Caller:
             envelope.extra = {**(envelope.extra or {}), Extra.CODE: len(envelope.buffers) - 1}
         if envelope.span is not None:
             envelope.span[SENT] = self._clock()
-        return self._pack(envelope, peer)
+        return self._pack(envelope, peer)[0]
 
     # ------------------------------------------------------------------------------------ ending
 
@@ -496,7 +500,7 @@ class Caller:
         if call is None:
             return False
         try:
-            call.peer.send(pack(self._envelope(Kind.CANCEL, message_id, call.peer, None)))
+            call.peer.send(pack(self._envelope(Kind.CANCEL, message_id, call.peer)))
         except Unavailable:
             pass  # nobody is there who could go on with it
         self._note_end(call, Cancelled.__name__)

@@ -31,6 +31,12 @@ class Place(Protocol):
     def wait_here(self, future: Awaited) -> None: ...
 
 
+class Canceller(Protocol):
+    """What has made a call."""
+
+    def cancel(self, message_id: int) -> bool: ...
+
+
 class Future(torch.futures.Future[T]):
     """The result of a call that is under way. A `torch.futures.Future` in everything.
 
@@ -41,8 +47,9 @@ class Future(torch.futures.Future[T]):
 
     error: BaseException | None = None
     """What the call ended with, if it failed."""
-    abort: Callable[[], bool] | None = None
-    """Cancels the call."""
+    caller: Canceller | None = None
+    """What cancels the call, by its message id."""
+    message_id = 0
     place: Place | None = None
     """Where the reply will come: a thread that waits for it may receive it there itself."""
     waiter: Waiter | None = None
@@ -63,6 +70,10 @@ class Future(torch.futures.Future[T]):
                 wait_until_done(self)
             return torch._C.Future.wait(self)  # type: ignore[no-any-return]
 
+    def abort(self) -> bool:
+        """Cancel the call; False if it has ended, or cannot be cancelled."""
+        return self.caller is not None and self.caller.cancel(self.message_id)
+
     def add_done_callback(self, callback: Callable[[torch.futures.Future[T]], None]) -> None:
         """Call `callback` with this future when it is done: now if it is, else by the thread that completes it."""
         self.has_callbacks = True
@@ -76,7 +87,7 @@ class Future(torch.futures.Future[T]):
         if not callable(callback):
             raise TypeError(f"then(): incompatible function arguments: expected a function, not {callback!r}")
         result: Future[S] = Future()
-        result.abort = self.abort
+        result.caller, result.message_id = self.caller, self.message_id
 
         def run(future: torch.futures.Future[T]) -> None:
             try:
@@ -215,8 +226,7 @@ def cancel(future: torch.futures.Future[Any]) -> bool:
     gets `Cancelled` raised at its next zrpc call or wait, or at `zrpc.check_cancelled()`; the calls that it has made are
     cancelled with it. A coroutine is cancelled. A TorchScript function runs to its end, and its result is dropped.
     """
-    abort = getattr(future, "abort", None)
-    return abort is not None and bool(abort())
+    return isinstance(future, Future) and future.abort()
 
 
 def teach_torch() -> None:

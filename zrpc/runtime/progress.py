@@ -12,10 +12,12 @@ receives at the callee answers it at once, whatever its functions do.
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Any, Final, Protocol
 
 from zrpc.clock import Clock
@@ -98,9 +100,24 @@ def _describe(task: Served | None, table: Sequence[Served], now: float) -> dict[
     return told
 
 
+def _frames() -> dict[int, FrameType]:
+    """The innermost frame of each thread.
+
+    Without garbage collection meanwhile: up to Python 3.11.8 one that begins in there can stop all threads for ever, since
+    it may hand the interpreter over while the list of threads is locked (python/cpython#106883).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def stack_of(thread: int) -> list[str]:
     """What a thread does: the innermost Python frames, without those of zrpc that called the function."""
-    frame = sys._current_frames().get(thread)
+    frame = _frames().get(thread)
     if frame is None or thread == threading.get_ident():
         return []
     modules = [inner.f_globals.get("__name__", "") for inner, _ in traceback.walk_stack(frame)][::-1]

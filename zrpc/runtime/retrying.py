@@ -52,11 +52,24 @@ def one_worker(to: Any) -> Any:
 class _Try:
     """A call that is being made, or waits to be made again."""
 
-    __slots__ = ("args", "current", "func", "future", "is_cancelled", "kwargs", "last_error", "retry", "to", "where")
+    __slots__ = (
+        "args",
+        "current",
+        "func",
+        "future",
+        "is_cancelled",
+        "kwargs",
+        "last_error",
+        "owner",
+        "retry",
+        "to",
+        "where",
+    )
 
-    def __init__(self, to: Targets, func: Any, args: Any, kwargs: Any, retry: Retry) -> None:
+    def __init__(self, owner: Retrying, to: Targets, func: Any, args: Any, kwargs: Any, retry: Retry) -> None:
         self.to = to
         self.func = func
+        self.owner = owner
         self.args = args
         self.kwargs = kwargs
         self.retry = retry
@@ -65,6 +78,10 @@ class _Try:
         self.last_error: BaseException | None = None
         self.where: Target = ""
         self.is_cancelled = False
+
+    def cancel(self, _message_id: int) -> bool:
+        """End it with the error of the last try, or the try that is under way."""
+        return self.owner.cancel(self)
 
 
 class Retrying:
@@ -88,13 +105,13 @@ class Retrying:
     ) -> Future[Any]:
         """A future of the result. Raises what a call raises before it is sent."""
         retry = Retry(self._caller.deadline_of(timeout), random.random)
-        attempt = _Try(to, func, args, kwargs, retry)
+        attempt = _Try(self, to, func, args, kwargs, retry)
         scope = current_scope()
         if scope is not None:
             number = id(attempt)
-            scope.enroll(number, lambda: self._cancel(attempt))
+            scope.enroll(number, lambda: self.cancel(attempt))
             attempt.future.add_done_callback(lambda _: scope.leave(number))
-        attempt.future.abort = lambda: self._cancel(attempt)
+        attempt.future.caller = attempt
         self._make(attempt)
         return attempt.future
 
@@ -134,7 +151,7 @@ class Retrying:
         else:
             attempt.current = inner
             inner.add_done_callback(lambda done: self._ended(attempt, done))
-            if attempt.is_cancelled and inner.abort is not None:
+            if attempt.is_cancelled:
                 inner.abort()
 
     def _ended(self, attempt: _Try, done: Any) -> None:
@@ -160,7 +177,8 @@ class Retrying:
             heapq.heappush(self._waiting, (at, next(self._order), attempt))
         self._receiver.expect(at)
 
-    def _cancel(self, attempt: _Try) -> bool:
+    def cancel(self, attempt: _Try) -> bool:
+        """End an attempt; False if it has ended."""
         attempt.is_cancelled = True
         current = attempt.current
         with self._lock:
@@ -172,7 +190,7 @@ class Retrying:
             assert attempt.last_error is not None
             complete(attempt.future, None, attempt.last_error)
             return True
-        return current is not None and current.abort is not None and current.abort()
+        return current is not None and current.abort()
 
     def next_deadline(self) -> float | None:
         """When the next call is made again."""

@@ -130,7 +130,7 @@ class Values:
     def write(
         self,
         envelope: Envelope,
-        codec: Codec,
+        codec: int,
         value: Any,
         to: WorkerKey,
         expires: float | None,
@@ -152,7 +152,7 @@ class Values:
         running.destination, running.forks, running.expires = to, forks, expires
         try:
             encoded: Encoded
-            if codec is Codec.PYTHON:
+            if codec == Codec.PYTHON:
                 if recorder is not None:
                     value = without_parameters(value)
                 encoded = dumps_python(value, self._hooks, root, recorded)
@@ -174,7 +174,8 @@ class Values:
 
     def read(self, envelope: Envelope, recorder: Recorder | None = None) -> Any:
         """The value in an envelope; its recorded tensors become part of a context's graph if there is one."""
-        if plainvalues.is_plain(envelope.body):
+        body = envelope.body
+        if len(body) > 2 and body[0] == plainvalues.PLAIN:
             return self._read_plain(envelope)
         saved = running.origin
         origin = running.origin = (envelope.sender, envelope.sender_incarnation)
@@ -194,8 +195,11 @@ class Values:
     def _read_plain(self, envelope: Envelope) -> Any:
         """The same of a value without references, and without what would be recorded."""
         load = loads_python if envelope.codec == Codec.PYTHON else loads_script
+        body = envelope.body
         try:
-            return load(envelope.body, envelope.buffers, self._hooks)
+            if body[1] == plainvalues.CALL:  # which only one of them reads
+                return load(body, envelope.buffers, self._hooks)
+            return plainvalues.loads(bytes(body), envelope.buffers)
         except BaseException:
             self.drop(envelope)
             raise

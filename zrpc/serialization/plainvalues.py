@@ -28,7 +28,7 @@ import torch
 
 from zrpc.errors import FrameError, NotImportable
 from zrpc.serialization.dtypes import DTYPE_NUMBERS, NUMPY_DTYPES
-from zrpc.serialization.rebuild import StorageReader
+from zrpc.serialization.rebuild import SMALL_BYTES, StorageReader
 from zrpc.serialization.tensors import COPY_BYTES
 from zrpc.wire.envelope import Buffer
 
@@ -44,6 +44,8 @@ _SCALARS: Final = frozenset((int, float, bool, type(None), str))
 _STRIDED: Final = torch.strided
 _Tensor: Final = torch.Tensor
 _pack = msgpack.packb
+_ndarray: Final = np.ndarray
+_from_numpy: Final = torch.from_numpy
 _FORMS: Final[dict[type, int]] = {tuple: _TUPLE, list: _LIST}
 
 
@@ -151,7 +153,6 @@ def loads_call(body: bytes, buffers: Sequence[Buffer]) -> tuple[Any, tuple[Any, 
 
 
 def _read(items: list[Any], buffers: Sequence[Buffer]) -> list[Any]:
-    reader = StorageReader(buffers)
     used = 0
     for index, item in enumerate(items):
         kind = type(item)
@@ -159,7 +160,14 @@ def _read(items: list[Any], buffers: Sequence[Buffer]) -> list[Any]:
             if used >= len(buffers) or not item:
                 raise _fail("a tensor without a buffer")
             try:
-                items[index] = reader.tensor(used, item[0], tuple(item[1:]))
+                buffer = buffers[used]
+                if len(buffer) <= SMALL_BYTES:  # as `StorageReader.tensor` does it, without one
+                    array: Any = _ndarray(item[1:], NUMPY_DTYPES[item[0]], bytearray(buffer))
+                    if array.nbytes != len(buffer):
+                        raise _fail(f"shape {item[1:]!r:.200} is not all of a storage of {len(buffer)} bytes")
+                    items[index] = _from_numpy(array)
+                else:
+                    items[index] = StorageReader(buffers).tensor(used, item[0], tuple(item[1:]))
             except FrameError:
                 raise
             except Exception as error:  # numpy's, for a dtype or a shape that is none

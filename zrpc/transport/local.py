@@ -195,6 +195,8 @@ class LocalLink:
             try:
                 if len(pieces) == 1:
                     sent = self._connection.send(pieces[0])
+                    if sent == len(pieces[0]):
+                        return
                 else:
                     sent = self._connection.sendmsg(pieces[:MAX_PIECES])
             except BlockingIOError:
@@ -329,6 +331,11 @@ class LocalLink:
         """Find the records in some bytes. Raises ValueError when they are none."""
         position, end = 0, len(data)
         view = memoryview(data)
+        if end >= HEAD.size and HEAD.unpack_from(data) == (1, end - HEAD.size):  # one small message, as mostly
+            self._in += 1
+            self._inbox.append([view[HEAD.size :]])
+            self._rest = b""
+            return
         while end - position >= HEAD.size:
             count, size = HEAD.unpack_from(data, position)
             after = position + HEAD.size + size

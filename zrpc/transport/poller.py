@@ -20,10 +20,6 @@ LONGEST_WAIT = 86400.0
 """Seconds of one wait in the kernel, which takes no more than 24 days. Who waits longer looks at the clock and goes on."""
 
 
-def _bounded(timeout: float | None) -> float | None:
-    return timeout if timeout is None or timeout < LONGEST_WAIT else LONGEST_WAIT
-
-
 class Waker:
     """A descriptor that any thread can make readable: an eventfd where there is one, else a socket pair."""
 
@@ -95,6 +91,9 @@ if sys.platform == "linux":
             """The data of what is ready. What another thread removes meanwhile is not among it, or for the last time."""
             data = self._data
             found = self._epoll.poll(timeout)
+            if len(found) == 1:
+                fd = found[0][0]
+                return [data[fd]] if fd in data else []
             return [data[fd] for fd, _ in found if fd in data] if found else []
 
         def close(self) -> None:
@@ -141,14 +140,14 @@ class Ear:
 
     def wait(self, timeout: float | None) -> bool:
         """True when there may be input or a wake-up, False after `timeout` seconds (at most a day) without either."""
-        ready = self._waiter.wait(_bounded(timeout))
+        ready = self._waiter.wait(timeout if timeout is None or timeout < LONGEST_WAIT else LONGEST_WAIT)
         if False in ready:
             self._waker.clear()
         return bool(ready)
 
     def listen(self, timeout: float | None) -> bool:
         """True when there may be input (or, if that is watched, room for output), False after a wake-up or the timeout."""
-        ready = self._waiter.wait(_bounded(timeout))
+        ready = self._waiter.wait(timeout if timeout is None or timeout < LONGEST_WAIT else LONGEST_WAIT)
         if False in ready:
             self._waker.clear()
         return True in ready
@@ -205,7 +204,7 @@ class Poller:
 
     def wait(self, timeout: float | None) -> list[Pollable]:
         """The sources that may have input, after at most `timeout` seconds (None: no bound) and at most a day."""
-        ready = self._waiter.wait(_bounded(timeout))
+        ready = self._waiter.wait(timeout if timeout is None or timeout < LONGEST_WAIT else LONGEST_WAIT)
         if None in ready:
             self._waker.clear()
             ready.remove(None)

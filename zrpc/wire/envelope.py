@@ -151,6 +151,7 @@ class Envelope:
         "rref",
         "sender",
         "sender_incarnation",
+        "size",
         "span",
         "time_left_us",
         "trace",
@@ -189,6 +190,7 @@ class Envelope:
         self.autograd = autograd
         self.trace = trace
         self.extra = extra
+        self.size = -1  # bytes of body and buffers, once packed or unpacked
         self.span: list[Any] | None = None  # what a tracer keeps of the message; not sent
 
     def __repr__(self) -> str:
@@ -199,7 +201,7 @@ class Envelope:
 
     def nbytes(self) -> int:
         """Bytes of body and buffers."""
-        return _nbytes(self.body) + sum(map(_nbytes, self.buffers))
+        return self.size if self.size >= 0 else _nbytes(self.body) + sum(map(_nbytes, self.buffers))
 
 
 def _nbytes(buffer: Buffer) -> int:
@@ -216,8 +218,13 @@ def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
 
     Raises `LimitExceeded` when the message is over a limit: nothing has been sent then.
     """
+    return pack_sized(envelope, limits)[0]
+
+
+def pack_sized(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> tuple[list[Buffer], int]:
+    """As `pack`, with the size of all frames."""
     body = envelope.body
-    body_size = _nbytes(body)
+    body_size = len(body) if type(body) is bytes else _nbytes(body)
     frames: list[Buffer] = [b""]
     flags = 0
     if body_size > INLINE_BODY_BYTES:
@@ -230,7 +237,7 @@ def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
         descriptors = []
         room = INLINE_TOTAL_BYTES
         for buffer in envelope.buffers:
-            size = _nbytes(buffer)
+            size = len(buffer) if type(buffer) is bytes else _nbytes(buffer)
             total += size
             if size <= INLINE_BUFFER_BYTES and size <= room:
                 room -= size
@@ -270,7 +277,8 @@ def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
         frames[0] = b"".join((preamble, header, *inline))
     else:
         frames[0] = b"".join((preamble, header, body, *inline))
-    return frames
+    envelope.size = total
+    return frames, PREAMBLE_BYTES + len(header) + total
 
 
 def _take_frame(frames: Sequence[Any], index: int, size: int, what: str) -> memoryview:
@@ -297,18 +305,23 @@ def _check_header(fields: object) -> list[Any]:
         raise _fail("the header is not an array of 14 fields")
     kind, message_id, sender, sender_inc, receiver_inc, left, codec, buffers = fields[:8]
     function, code, rref, autograd, trace, extra = fields[8:14]
-    if not _is_uint(kind, 255):
-        raise _fail("kind is not a number below 256")
-    if not _is_uint(message_id, _MAX_U64):
-        raise _fail("message id is not a u64")
-    if type(sender) is not int or not -2 <= sender <= _MAX_U63:
-        raise _fail("sender id is not a worker id")
-    if not (_is_uint(sender_inc, _MAX_U63) and _is_uint(receiver_inc, _MAX_U63)):
-        raise _fail("incarnation is not a u63")
-    if not _is_uint(left, _MAX_U63):
-        raise _fail("time left is not a u63")
-    if not _is_uint(codec, 255):
-        raise _fail("codec is not a number below 256")
+    if not (
+        type(kind) is int
+        and 0 <= kind <= 255
+        and type(message_id) is int
+        and 0 <= message_id <= _MAX_U64
+        and type(sender) is int
+        and -2 <= sender <= _MAX_U63
+        and type(sender_inc) is int
+        and 0 <= sender_inc <= _MAX_U63
+        and type(receiver_inc) is int
+        and 0 <= receiver_inc <= _MAX_U63
+        and type(left) is int
+        and 0 <= left <= _MAX_U63
+        and type(codec) is int
+        and 0 <= codec <= 255
+    ):  # in one expression: it is in the way of every message
+        raise _wrong_number(*fields[:7])
     if buffers is not None and type(buffers) is not list:
         raise _fail("buffer descriptors are not an array")
     if function is not None and (type(function) is not str or len(function) > 4096):
@@ -324,6 +337,29 @@ def _check_header(fields: object) -> list[Any]:
     if extra is not None and type(extra) is not dict:
         raise _fail("extra is not a map")
     return fields
+
+
+def _wrong_number(
+    kind: object,
+    message_id: object,
+    sender: object,
+    sender_inc: object,
+    receiver_inc: object,
+    left: object,
+    codec: object,
+) -> FrameError:
+    """Which of a header's numbers is out of its range."""
+    if not _is_uint(kind, 255):
+        return _fail("kind is not a number below 256")
+    if not _is_uint(message_id, _MAX_U64):
+        return _fail("message id is not a u64")
+    if type(sender) is not int or not -2 <= sender <= _MAX_U63:
+        return _fail("sender id is not a worker id")
+    if not (_is_uint(sender_inc, _MAX_U63) and _is_uint(receiver_inc, _MAX_U63)):
+        return _fail("incarnation is not a u63")
+    if not _is_uint(left, _MAX_U63):
+        return _fail("time left is not a u63")
+    return _fail("codec is not a number below 256")
 
 
 def _check_ints(values: object, count: int, what: str) -> None:
@@ -371,13 +407,14 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
             raise _fail(f"a body of {body_size} bytes does not fit")
     descriptors = fields[7]
     buffers: list[memoryview] = []
+    size = 0
     if descriptors is not None:
-        buffers, position, next_frame = _take_buffers(descriptors, first, position, frames, next_frame, limits)
+        buffers, size, position, next_frame = _take_buffers(descriptors, first, position, frames, next_frame, limits)
     if position != first.nbytes or next_frame != len(frames):
         raise _fail("bytes are left over")
     rref = fields[10]
     autograd = fields[11]
-    return Envelope(
+    envelope = Envelope(
         fields[0],
         fields[1],
         fields[2],
@@ -394,11 +431,14 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
         fields[12],
         fields[13],
     )
+    envelope.size = body_size + size
+    return envelope
 
 
 def _take_buffers(
     descriptors: list[Any], first: memoryview, position: int, frames: Sequence[Any], next_frame: int, limits: Limits
-) -> tuple[list[memoryview], int, int]:
+) -> tuple[list[memoryview], int, int, int]:
+    """The buffers, their size, and the places after them in the first frame and among the frames."""
     if len(descriptors) % 2 or len(descriptors) // 2 > limits.buffers:
         raise _fail(f"{len(descriptors)} numbers do not describe buffers within the limit of {limits.buffers}")
     out: list[memoryview] = []
@@ -406,7 +446,7 @@ def _take_buffers(
     total = 0
     for index in range(0, len(descriptors), 2):
         place, size = descriptors[index], descriptors[index + 1]
-        if not _is_uint(size, _MAX_U63):
+        if type(size) is not int or not 0 <= size <= _MAX_U63:
             raise _fail("a buffer's size is not a number")
         total += size
         if place == PLACE_INLINE:
@@ -421,4 +461,4 @@ def _take_buffers(
             raise _fail(f"unknown place {place!r} of a buffer")
     if total > limits.message_bytes:
         raise _fail(f"{total} bytes of buffers, over the limit of {limits.message_bytes}")
-    return out, position, next_frame
+    return out, total, position, next_frame
