@@ -51,25 +51,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_rounds(
-    names: Sequence[str], wanted: Sequence[str], scale: Scale, measure: Measure = harness.measure
+    names: Sequence[str],
+    wanted: Sequence[str],
+    scale: Scale,
+    measure: Measure = harness.measure,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[dict[str, list[dict[str, float]]], list[str]]:
-    """What each round of each system measured, and the rounds that failed. A failed one leaves an empty place."""
+    """What each round of each system measured, and the rounds that failed. A failed one leaves an empty place.
+
+    No round is begun that would end, as the longest one did, after `scale.seconds`.
+    """
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     failures = []
+    begun, longest = clock(), 0.0
     for number in range(scale.rounds):
+        if clock() - begun + longest > scale.seconds:
+            print(f"no time is left for a further round: there were {number}", file=sys.stderr)
+            break
+        round_begun = clock()
         last = {workloads.LAUNCH: scale.launches, workloads.HUGE: scale.huge_rounds}
         chosen = [name for name in wanted if number < last.get(name, scale.rounds)]
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
-            started = time.monotonic()
+            started = clock()
             try:
                 rounds[name].append(measure(name, [one for one in chosen if systems.measures(name, one)], scale))
-                outcome = f"{time.monotonic() - started:.0f} s"
+                outcome = f"{clock() - started:.0f} s"
             except harness.RoundFailed as error:
                 rounds[name].append({})
                 failures.append(f"round {number + 1} of {name}: {error}")
                 outcome = "failed"
             print(f"round {number + 1} of {scale.rounds}, {name}: {outcome}", file=sys.stderr, flush=True)
+        longest = max(longest, clock() - round_begun)
     return rounds, failures
 
 

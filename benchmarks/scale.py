@@ -21,6 +21,8 @@ class Scale:
     """Rounds of the workload that starts whole clusters by their launchers."""
     huge_rounds: int
     """Rounds of the workload that sends gigabytes."""
+    seconds: float = 570.0
+    """For all rounds; on a machine that is busy there are fewer of them."""
     echo_sizes: tuple[int, ...] = (1, 16, 64, 256)
     """MiB."""
     network_size: int = 64

@@ -175,6 +175,21 @@ def test_systems_take_turns() -> None:
     assert failures == [f"round {number} of b: no luck" for number in (1, 2, 3)]
 
 
+def test_no_round_is_begun_without_time_for_it() -> None:
+    now = [0.0]
+
+    def measure(_name: str, _chosen: Sequence[str], _scale: object) -> dict[str, float]:
+        now[0] += 10.0
+        return {"latency": now[0]}
+
+    scale = replace(TINY, rounds=5, seconds=65.0)
+    rounds, _ = run.run_rounds(["a", "b"], ["sync"], scale, measure, lambda: now[0])
+    assert rounds == {
+        "a": [{"latency": 10.0}, {"latency": 40.0}, {"latency": 50.0}],
+        "b": [{"latency": 20.0}, {"latency": 30.0}, {"latency": 60.0}],
+    }
+
+
 def test_the_command_refuses_unknown_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run.main(["--systems", "zrpc,carrier-pigeon", "--output", str(tmp_path / "x")])
