@@ -552,3 +552,24 @@ def test_a_block_that_outlives_its_worker_leaves_the_next_ones_contexts_alone(tm
             assert context_id != kept.context_id
     finally:
         zrpc.shutdown(graceful=False)
+
+
+# ------------------------------------------------------------------------------------------- which operation failed
+
+
+def spoilt(x: torch.Tensor) -> torch.Tensor:
+    saved = (x * weight).exp()
+    result = saved.sin()
+    with torch.no_grad():
+        saved.add_(1)
+    return result
+
+
+def test_an_error_on_another_worker_names_an_operation_of_torchs_own(cluster: LocalCluster) -> None:
+    with autograd.context() as context_id:
+        loss = cluster["a"].rpc_sync("b", spoilt, (torch.ones(3),)).sum()
+        with pytest.raises(
+            BackwardFault, match=r"modified by an inplace operation.*worker 'b', in SinBackward0"
+        ) as raised:
+            autograd.backward(context_id, [loss])
+    assert (raised.value.worker, raised.value.operation) == ("b", "SinBackward0")

@@ -20,12 +20,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
+from torch.autograd.graph import GradientEdge
 
 from zrpc.autograd import leaves
+from zrpc.autograd.blame import operation_of
 from zrpc.autograd.context import DistAutogradContext, PassId
 from zrpc.autograd.ddp import Reduction
 from zrpc.autograd.functions import RECEIVED_NAME, SENT_NAME, Received
-from zrpc.autograd.passes import Gradients, PassState, operation_of
+from zrpc.autograd.passes import Gradients, PassState
 from zrpc.autograd.tally import Tally
 from zrpc.errors import AutogradMisuse, BackwardFault, FrameError, WorkerLost, ZrpcError
 from zrpc.ids import WorkerInfo
@@ -170,7 +172,7 @@ class Engine:
                 step = todo.pop()
                 self._complete(context, pass_id, state, step.complete, tally)
                 for run in step.runs:
-                    found = self._blaming(state.run, run)
+                    found = self._blaming(state.run, run, edges=state.edges_of(run))
                     with context.lock:
                         state.add(found)
                         if not run.keep:
@@ -235,15 +237,15 @@ class Engine:
         context.accumulate(leaf, gradient)
         leaves.after_accumulation(node, gradient)
 
-    def _blaming(self, function: Callable[..., T], *args: Any) -> T:
-        """Call what runs user code; what it raises says where, and in which operation."""
+    def _blaming(self, function: Callable[..., T], *args: Any, edges: Sequence[GradientEdge] = ()) -> T:
+        """Call what runs user code; what it raises says where, and in which operation of the graph behind some edges."""
         try:
             return function(*args)
         except ZrpcError:
             raise
         except Exception as error:
             info = self._agent.info
-            operation = operation_of(error.__traceback__)
+            operation = operation_of(error, edges)
             raise BackwardFault(info.name, info.id, operation, str(error) or type(error).__name__) from error
 
     def _pass_on(

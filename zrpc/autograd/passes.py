@@ -5,13 +5,10 @@ One rule: `protocol.backward` decides what runs and what is complete; this holds
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
 from collections.abc import Sequence
-from types import TracebackType
 
 import torch
-from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
 from zrpc.autograd import leaves
@@ -68,6 +65,10 @@ class PassState:
                 found[terminal] = gradients
         return found
 
+    def edges_of(self, run: Run) -> list[GradientEdge]:
+        """Where the gradients of a run enter."""
+        return [edge for source in run.sources for edge in self.edges[source]]
+
     def open_items(self) -> int:
         """What has come in here and not gone on. With the lock of the context held."""
         return self.machine.open_items() + len(self.unreduced)
@@ -85,13 +86,3 @@ class PassState:
                 self.sums[terminal] = gradients
             else:
                 self.sums[terminal] = [leaves.add_up(*pair) for pair in zip(sums, gradients, strict=True)]
-
-
-def operation_of(trace: TracebackType | None) -> str:
-    """The name of the autograd node, written in Python, whose backward raised; '' if it was none."""
-    name = ""
-    for frame, _ in traceback.walk_tb(trace):
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, BackwardCFunction):
-            name = type(owner).__name__
-    return name
