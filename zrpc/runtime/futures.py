@@ -56,6 +56,12 @@ class Future(torch.futures.Future[T]):
     has_callbacks = False
     """Whether completing it runs code of a user's."""
 
+    def __init__(self, *, devices: Sequence[int | str | torch.device] | None = None) -> None:
+        if devices is None:
+            torch._C.Future.__init__(self, [])  # what the other one comes to, in less time
+        else:
+            super().__init__(devices=list(devices))
+
     def wait(self) -> T:
         """The result; raises the call's error. Blocks until there is one: a call's deadline sees to that."""
         if self.done():

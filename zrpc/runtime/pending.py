@@ -85,7 +85,8 @@ class PendingCalls:
         Raises `WorkerLost` after a shutdown. If it `is_held_back`, it waits first while too many bytes are under way,
         and may raise `Overloaded` or `CallTimeout`.
         """
-        if is_held_back and not self._has_room(call, size):
+        # The bytes of all are not fewer than those to one worker: with room for these, nobody needs to look further.
+        if is_held_back and self._table.pending_bytes + size > self._limit and not self._has_room(call, size):
             self._wait_for_room(call, size)
         with self._lock:
             if self._is_closed:
