@@ -32,8 +32,9 @@ from zrpc.transport.curve import new_keyring, write_key_file
 LEFT = ("owner_rrefs", "user_rrefs", "contexts", "pending_calls")
 """What nothing may be left of in the end."""
 OWN_DESCRIPTORS = 60
-DESCRIPTORS_PER_PEER = 24
-"""For connections, lanes (up to 8 idle ones) and channels of shared memory; those to lives that are over are closed."""
+DESCRIPTORS_PER_PEER = 40
+"""For connections, lanes of both ends (up to 8 idle ones each) with their channels of shared memory; those to lives that
+are over are closed."""
 PAUSE = (0.3, 2.0)
 """Seconds between two faults."""
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zrpc.protocol.contexts import REMEMBERED, ContextTable, SendCleanup, first_id, maker_of
+from zrpc.protocol.contexts import CHUNK_BITS, ContextTable, Ended, SendCleanup, first_id, maker_of
 from zrpc.protocol.outbox import FIRST_RETRY, LAST_RETRY, Peer
 from zrpc.protocol.strangers import PATIENCE
 
@@ -191,11 +191,23 @@ def test_a_stranger_whose_loss_is_announced_is_not_waited_for() -> None:
 
 
 def test_memory_of_what_has_ended_is_bounded() -> None:
-    contexts = table(B)
-    for number in range(REMEMBERED + 10):
-        contexts.release(number, [], 0.0)
-    assert len(contexts._ended) == REMEMBERED
-    assert not contexts.join(REMEMBERED + 9)
+    ended = Ended(chunks=3)
+    for number in range(10 << CHUNK_BITS):
+        ended.add(number)
+    assert len(ended) == 3
+    assert (10 << CHUNK_BITS) - 1 in ended
+    assert 7 << CHUNK_BITS in ended
+    assert (7 << CHUNK_BITS) - 1 not in ended
+
+
+def test_each_end_is_remembered_by_itself() -> None:
+    ended = Ended()
+    numbers = [first_id(worker, life) + count for worker in (0, 3) for life in (0, 1) for count in (0, 5, 1023, 1024)]
+    for number in numbers:
+        assert number not in ended
+        ended.add(number)
+        assert number in ended
+        assert number + 1 not in ended or number + 1 in numbers
 
 
 class World:

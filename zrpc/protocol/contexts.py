@@ -33,8 +33,10 @@ from zrpc.protocol.strangers import PATIENCE
 WORKER_SHIFT: Final = 48
 LIFE_SHIFT: Final = 32
 MAX_WORKER: Final = (1 << 15) - 1
-REMEMBERED: Final = 1 << 16
-"""Ended contexts that are remembered, the newest. A call that comes after so many others are over is later than any
+CHUNK_BITS: Final = 10
+"""Ids in a chunk of remembered ends, as a power of two: an integer of 128 bytes at most."""
+CHUNKS: Final = 4096
+"""Chunks that are remembered, those of the newest ends. A call that comes after so many others are over is later than any
 deadline in practice."""
 
 
@@ -52,6 +54,28 @@ Maker = tuple[int, int]
 def maker_of(context_id: int) -> Maker:
     """The worker that made a context, and its life then."""
     return context_id >> WORKER_SHIFT, context_id >> LIFE_SHIFT & 0xFFFF
+
+
+class Ended:
+    """Contexts that are over, a bit for each: a maker's ids follow one another, so that a chunk holds many."""
+
+    def __init__(self, chunks: int = CHUNKS) -> None:
+        self._limit = chunks
+        self._chunks: OrderedDict[int, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __contains__(self, context_id: int) -> bool:
+        return bool(self._chunks.get(context_id >> CHUNK_BITS, 0) >> (context_id & (1 << CHUNK_BITS) - 1) & 1)
+
+    def add(self, context_id: int) -> None:
+        """This one is over."""
+        chunk = context_id >> CHUNK_BITS
+        self._chunks[chunk] = self._chunks.get(chunk, 0) | 1 << (context_id & (1 << CHUNK_BITS) - 1)
+        self._chunks.move_to_end(chunk)
+        if len(self._chunks) > self._limit:
+            self._chunks.popitem(last=False)
 
 
 class SendCleanup(NamedTuple):
@@ -77,7 +101,7 @@ class ContextTable:
         self._next = self._first = first_id(me.worker_id, life)
         self._active: dict[int, set[Peer]] = {}
         self._orphans: set[int] = set()
-        self._ended: OrderedDict[int, None] = OrderedDict()
+        self._ended = Ended()
         self._sending: dict[SendCleanup, _Message] = {}
         self._engagers: dict[int, Peer] = {}
         self._lost: dict[int, int] = {}
@@ -165,9 +189,7 @@ class ContextTable:
     ) -> list[SendCleanup]:
         """The context has ended: here, or `told_by` says so. `members`: everybody who is up."""
         known = self._active.pop(context_id, None)
-        self._ended[context_id] = None
-        while len(self._ended) > REMEMBERED:
-            self._ended.popitem(last=False)
+        self._ended.add(context_id)
         if known is None:
             return []
         if told_by is not None:
