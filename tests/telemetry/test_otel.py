@@ -52,7 +52,7 @@ def test_both_sides_of_a_call_are_one_trace(sink: OtelSink, exporter: InMemorySp
     envelope = Envelope(Kind.CALL, 1)
     here.begin(envelope, "f", 2)
     arrived = Envelope(Kind.CALL, 1, 1, trace=envelope.trace)
-    there.arrive(arrived, "f", monotonic())
+    there.serve(arrived, "f", monotonic(), monotonic())
     assert envelope.span is not None
     assert arrived.span is not None
     there.end(arrived.span)
@@ -82,7 +82,7 @@ def test_a_call_in_a_span_of_the_program_is_its_child(sink: OtelSink, exporter: 
 def test_a_header_that_is_no_trace_parent_does_no_harm(sink: OtelSink, exporter: InMemorySpanExporter) -> None:
     tracer = traced(sink)
     arrived = Envelope(Kind.CALL, 1, 1, trace="x" * 55)
-    tracer.arrive(arrived, "f", monotonic())
+    tracer.serve(arrived, "f", monotonic(), monotonic())
     assert arrived.span is not None
     tracer.end(arrived.span)
     assert [span.parent for span in exporter.get_finished_spans()] == [None]

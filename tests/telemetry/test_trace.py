@@ -94,8 +94,7 @@ def test_the_callees_side_is_a_child_of_the_callers() -> None:
     here, there = started(), started()
     envelope = call(here)
     arrived = unpack(pack(envelope))
-    there.arrive(arrived, "f", monotonic())
-    there.note_start(arrived)
+    there.serve(arrived, "f", monotonic(), monotonic())
     assert arrived.span is not None
     arrived.span[READ] = arrived.span[REPLIED] = monotonic()
     [made], [served] = ended(here, envelope), there.stop("t")[0]
@@ -114,7 +113,7 @@ def test_a_call_inside_of_a_call_is_its_child() -> None:
 def test_a_header_that_is_no_trace_parent_does_no_harm() -> None:
     tracer = started()
     arrived = Envelope(Kind.CALL, 1, trace="x" * 55)
-    tracer.arrive(arrived, "f", monotonic())
+    tracer.serve(arrived, "f", monotonic(), monotonic())
     end(arrived)
     assert place_of(arrived) == "x" * 55
     assert [span.name for span in tracer.stop("t")[0]] == ["f"]
@@ -123,7 +122,7 @@ def test_a_header_that_is_no_trace_parent_does_no_harm() -> None:
 def test_calls_that_make_values_are_told_apart() -> None:
     tracer = started()
     arrived = Envelope(Kind.REMOTE_CALL, 1, trace=PARENT)
-    tracer.arrive(arrived, "f", monotonic())
+    tracer.serve(arrived, "f", monotonic(), monotonic())
     end(arrived)
     assert [span.kind for span in ended(tracer, call(tracer, kind=Kind.REMOTE_CALL))] == [MADE, REMOTE]
 
@@ -150,7 +149,7 @@ def test_ids_are_not_repeated_between_threads() -> None:
 def test_a_tracer_that_is_off_records_nothing() -> None:
     tracer = Tracer()
     arrived = Envelope(Kind.CALL, 1, trace=PARENT)
-    tracer.arrive(arrived, "f", monotonic())
+    tracer.serve(arrived, "f", monotonic(), monotonic())
     assert (arrived.span, arrived.trace, tracer.is_on) == (None, PARENT, False)
     assert place_of(arrived) == PARENT
     with tracer.span("block"):

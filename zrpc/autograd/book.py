@@ -227,11 +227,10 @@ class ContextBook:
         if not self._agent.callee.is_first(envelope):
             return  # the network has repeated it; the first one is answered
         task = Task(asker, envelope, None, self._clock())
-        if envelope.trace is not None:
-            self._agent.tracer.arrive(envelope, "backward", task.arrived)
 
         def job() -> None:
-            self._agent.tracer.note_start(envelope)
+            if envelope.trace is not None:
+                self._agent.tracer.serve(envelope, "backward", task.arrived, self._clock())
             self._serve(task)
 
         if is_local:

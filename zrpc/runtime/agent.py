@@ -366,14 +366,14 @@ class Agent:
     def _on_fetch(self, asker: Asker, envelope: Envelope) -> None:
         if envelope.rref is None:
             raise FrameError("a fetch without an RRef id")
-        deadline = self._clock() + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
-        if envelope.trace is not None:
-            self.tracer.arrive(envelope, "fetch", self._clock())
+        arrived = self._clock()
+        deadline = arrived + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
         is_touch = bool(envelope.extra and envelope.extra.get(Extra.TOUCH))
         recorder = self.values.join(envelope)
 
         def answer(value: Any, error: BaseException | None, codec: Codec) -> None:
-            self.tracer.note_start(envelope)
+            if envelope.trace is not None:
+                self.tracer.serve(envelope, "fetch", arrived, self._clock())
             if is_touch and is_asked(envelope):
                 self.callee.recordings.give(envelope)
             if error is not None:

@@ -43,7 +43,7 @@ from zrpc.runtime.values import Values, forks_of
 from zrpc.serialization.codestore import CodeStore
 from zrpc.serialization.failures import encode_failure
 from zrpc.telemetry.metrics import CallMeter
-from zrpc.telemetry.trace import LAST_THREAD, NOTE, RAN, READ, REPLIED, STARTED, THREAD, Tracer
+from zrpc.telemetry.trace import LAST_THREAD, NOTE, RAN, READ, REPLIED, Tracer
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, pack_sized
 from zrpc.wire.limits import Limits
 
@@ -95,8 +95,6 @@ class Callee:
     def on_call(self, asker: Asker, envelope: Envelope, is_local: bool = False) -> None:
         """A call came. Runs it here or hands it to the pool; a call of this worker to itself always goes to the pool."""
         task = Task(asker, envelope, None, self._clock())
-        if envelope.trace is not None:
-            self._tracer.arrive(envelope, envelope.function or "", task.arrived)
         try:
             if self.gate is not None:
                 self.gate.check(envelope)
@@ -216,16 +214,16 @@ class Callee:
             self._meter.dropped()
             return
         task.began, task.thread = self._clock(), threading.get_ident()
-        span = task.envelope.span
-        if span is not None:
-            span[STARTED], span[THREAD], span[LAST_THREAD] = task.began, task.thread, task.thread
+        envelope = task.envelope
+        if envelope.trace is not None:
+            self._tracer.serve(envelope, envelope.function or "", task.arrived, task.began)
         try:
             func, args, kwargs = self._read(task)
         except BaseException as error:
             self._finish(task, None, error)
             return
-        if span is not None:
-            span[READ] = self._clock()
+        if envelope.span is not None:
+            envelope.span[READ] = self._clock()
         if task.envelope.extra is not None and self._awaits_owners(task, func, args, kwargs):
             return
         self._begin(task, func, args, kwargs)

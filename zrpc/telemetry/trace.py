@@ -47,7 +47,7 @@ EVENT: Final = "event"
 BEGUN, WRITTEN, SENT, ANSWERED, ENDED = range(5)
 """Indices into the times of a call; 0 there: it did not come to that."""
 ARRIVED, STARTED, READ, RAN, REPLIED = range(5)
-"""Indices into the times of a call that is served."""
+"""Indices into the times of a call that is served. Its span begins when it is taken up: it knows when it arrived."""
 TIMES: Final = {CALL: 5, REMOTE: 5, SERVED: 5, MADE: 5, BLOCK: 2, EVENT: 1}
 """How many times a span has."""
 
@@ -356,25 +356,20 @@ class Tracer:
         if self.sink is not None:
             self.tell(row)
 
-    def arrive(self, envelope: Envelope, name: str, at: float) -> None:
-        """A call that is traced has arrived, at a time on this tracer's clock."""
+    def serve(self, envelope: Envelope, name: str, arrived: float, began: float) -> None:
+        """A call that is traced is taken up by this thread; it arrived, and was taken up, at these times of the clock."""
         if self.is_on:
-            parent, sender, place = envelope.trace, envelope.sender, None
+            parent, sender, place, thread = envelope.trace, envelope.sender, None, get_ident()
             if self.sink is not None:
                 kind = MADE if envelope.kind == Kind.REMOTE_CALL else SERVED
                 place = self._ask_sink(kind, name, sender, parent)
-            envelope.span = row = [at, 0.0, 0.0, 0.0, 0.0, -envelope.kind, name, place, parent, sender, 0, 0, ""]
+            envelope.span = row = [
+                arrived, began, 0.0, 0.0, 0.0, -envelope.kind, name, place, parent, sender, thread, thread, ""
+            ]  # fmt: skip
             fresh = self._fresh
             fresh.append(row)
             if len(fresh) > self._sweep_at:
                 self._sweep()
-
-    def note_start(self, envelope: Envelope) -> None:
-        """A call that has arrived is taken up by this thread."""
-        row = envelope.span
-        if row is not None:
-            row[STARTED] = self._clock()
-            row[THREAD] = row[LAST_THREAD] = get_ident()
 
     def _sweep(self) -> None:
         """Keep what has ended, and look again when there is twice as much of what has not."""
