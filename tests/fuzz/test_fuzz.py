@@ -110,3 +110,9 @@ def test_the_command_bounds_memory_and_counts() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "seed 5"
     assert done.stdout.splitlines()[-1].endswith("inputs, 0 findings")
+
+
+def test_what_coverage_is_measured_of() -> None:
+    found = {f"{function.__module__}.{function.__qualname__}" for function in fuzz.functions_of("zrpc")}
+    assert {"zrpc.wire.records.split_record", "zrpc.channel.bulk.Bulk._take_note"} <= found
+    assert not any(name.startswith("torch") for name in found)
