@@ -11,12 +11,14 @@ import random
 import struct
 import threading
 import time
+import traceback
 from collections import Counter
 from typing import Any
 
 import torch
 
 import zrpc
+from zrpc.errors import ZrpcError
 from zrpc.runtime.context import current_agent
 
 GRACE = 3.0
@@ -132,8 +134,11 @@ class Load:
             how = "result"
             if problem:
                 self.wrong.append(f"{kind} to {to}: {problem}")
-        except Exception as error:
+        except ZrpcError as error:
             how = type(error).__name__
+        except Exception as error:  # nothing that these functions do raises one
+            how = type(error).__name__
+            self.wrong.append(f"{kind} to {to}: {''.join(traceback.format_exception(error))}")
         with self._lock:
             self.ends[how] += 1
             del self._open[number]
