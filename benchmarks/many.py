@@ -24,6 +24,7 @@ from benchmarks.functions import python_add, small_tensors
 from benchmarks.harness import PRELOADED
 from benchmarks.workloads.base import quantile
 
+PATIENTLY = {"times": "patient"}
 DEADLINE = 300.0
 
 
@@ -76,7 +77,10 @@ def measure(system_name: str, count: int, rounds: int) -> Report:
     context.set_forkserver_preload(PRELOADED)
     names = cast_of(count).servers
     ranks = {name: rank for rank, name in enumerate(names)}
-    with tempfile.TemporaryDirectory() as folder, systems.find_system(system_name).meet(Path(folder), {}) as meeting:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        systems.find_system(system_name).meet(Path(folder), PATIENTLY) as meeting,
+    ):
         ends: list[Connection] = []
         processes = []
 

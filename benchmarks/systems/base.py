@@ -38,7 +38,8 @@ class System(Protocol):
     def meet(self, folder: Path, settings: Mapping[str, str]) -> AbstractContextManager[Meeting]:
         """Whatever has to run besides the processes, for as long as they do; runs in the harness's process.
 
-        Settings: `network: tcp`, use nothing that works on one host only; `security: off`, do not encrypt.
+        Settings: `network: tcp`, use nothing that works on one host only; `security: off`, do not encrypt;
+        `times: patient`, give those time who wait for a core.
         """
 
     def join(self, name: str, ranks: Mapping[str, int], meeting: Meeting) -> Rpc:

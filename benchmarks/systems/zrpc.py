@@ -12,9 +12,12 @@ from benchmarks.systems.base import CALL_TIMEOUT, Meeting, Rpc
 from zrpc.api import init_rpc
 from zrpc.broker.server import BrokerServer
 from zrpc.options import AgentOptions
+from zrpc.protocol.membership import RegistryOptions
 from zrpc.transport.curve import new_keyring, write_key_file
 from zrpc.transport.router import ZmqTransport
 
+PATIENT = RegistryOptions(death_timeout=60.0, silence_timeout=120.0, loss_grace=20.0)
+"""For more processes than the machine can run in time: nobody is taken for dead who only waits for a core."""
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = """\
 cluster: benchmark
@@ -36,8 +39,9 @@ class Zrpc:
     def meet(self, folder: Path, settings: Mapping[str, str]) -> Iterator[Meeting]:
         keyring = None if settings.get("security") == "off" else new_keyring("benchmark")
         key_file = "" if keyring is None else str(write_key_file(keyring, folder / "key"))
-        transport = ZmqTransport(keyring, "broker")
-        broker = BrokerServer(transport, "tcp://127.0.0.1:0", cluster="benchmark")
+        times = PATIENT if settings.get("times") == "patient" else RegistryOptions()
+        transport = ZmqTransport(keyring, "broker", broker_heartbeats_ms=times.connection_heartbeats_ms)
+        broker = BrokerServer(transport, "tcp://127.0.0.1:0", cluster="benchmark", options=times)
         broker.start()
         try:
             yield {"broker": broker.address, "key_file": key_file, **settings}

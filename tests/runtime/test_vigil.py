@@ -156,3 +156,27 @@ def test_who_does_not_come_back_is_given_up_once() -> None:
     assert scene.given_up == [((1, 5), "its connection broke and did not come back")]
     assert scene.opened[0].is_closed
     scene.vigil.close()
+
+
+def test_a_look_that_is_slow_is_not_joined_by_another_thread() -> None:
+    """A timer that takes long loses the turn, and whoever has it next calls it too."""
+
+    class Slow(Fakes):
+        def sentinel(self, address: str) -> FakeEnd:
+            end = super().sentinel(address)
+            self.now += LOOK
+            other = threading.Thread(target=self.vigil.on_timer, args=(self.now,))
+            other.start()
+            other.join(LONG)
+            assert not other.is_alive()
+            self.vigil.next_deadline()
+            return end
+
+    fakes = Slow()
+    fakes.waited_for = {(number, 1) for number in range(4)}
+    for _ in range(2):
+        fakes.now += LOOK
+        fakes.vigil.on_timer(fakes.now)
+    assert len(fakes.opened) == 4
+    fakes.vigil.close()
+    assert all(end.is_closed for end in fakes.opened)

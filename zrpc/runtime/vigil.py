@@ -8,6 +8,7 @@ two workers only.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from zrpc.clock import Clock, earliest
@@ -60,29 +61,38 @@ class Vigil:
         self._clock = clock
         self._look_at = clock() + LOOK
         self._seen: set[WorkerKey] = set()
+        # A timer that is slow loses the turn, and is called by another thread meanwhile: one of them looks at a time, and
+        # the map is replaced, never changed, so that it can be read without a lock.
         self._posts: dict[WorkerKey, _Post] = {}
+        self._changing = threading.Lock()
+        self._looking = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<Vigil {self._posts}>"
 
     def standing(self) -> list[WorkerKey]:
         """Who is watched now, by a connection that stands."""
-        return [key for key, post in list(self._posts.items()) if post.sentinel.state == STANDING]
+        return [key for key, post in self._posts.items() if post.sentinel.state == STANDING]
 
     def next_deadline(self) -> float | None:
-        return earliest(self._look_at, *(post.sentinel.next_deadline() for post in list(self._posts.values())))
+        return earliest(self._look_at, *(post.sentinel.next_deadline() for post in self._posts.values()))
 
     def on_timer(self, now: float) -> None:
-        for key, post in list(self._posts.items()):
-            if post.sentinel.tick(now):
-                self._close(key)
-                self._give_up(key, post.sentinel.why)
-        if now >= self._look_at:
-            self._look_at = now + LOOK
-            self._look()
+        if not self._looking.acquire(blocking=False):
+            return
+        try:
+            for key, post in self._posts.items():
+                if post.sentinel.tick(now):
+                    self._close(key)
+                    self._give_up(key, post.sentinel.why)
+            if now >= self._look_at:
+                self._look_at = now + LOOK
+                self._look()
+        finally:
+            self._looking.release()
 
     def close(self) -> None:
-        for key in list(self._posts):
+        for key in self._posts:
             self._close(key)
 
     def _look(self) -> None:
@@ -94,7 +104,7 @@ class Vigil:
         for key in waited_for & self._seen:
             if key not in self._posts:
                 self._open(key)
-        for key, post in list(self._posts.items()):
+        for key, post in self._posts.items():
             post.idle = 0 if key in waited_for else post.idle + 1
             if post.idle > KEEP:
                 self._close(key)
@@ -110,12 +120,17 @@ class Vigil:
             return
         monitor = link.monitor_fileno()
         assert monitor is not None
-        post = self._posts[key] = _Post(link, self._clock())
+        post = _Post(link, self._clock())
+        with self._changing:
+            self._posts = {**self._posts, key: post}
         watch = LinkWatch(link, monitor)
         post.source = self._receiver.add(watch, lambda what: post.sentinel.note(what, self._clock()))
 
     def _close(self, key: WorkerKey) -> None:
-        post = self._posts.pop(key, None)
+        with self._changing:
+            posts = dict(self._posts)
+            post = posts.pop(key, None)
+            self._posts = posts
         if post is not None:
             if post.source is not None:
                 self._receiver.remove(post.source)
