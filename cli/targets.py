@@ -15,7 +15,11 @@ from zrpc.launch.target import find_target
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --broker, --key-file and --run-dir to a command, which gets the `Target` that they mean as `target`."""
 
-    @click.option("--broker", metavar="ADDRESS", help="The broker's address, tcp://HOST:PORT.  [env: ZRPC_BROKER]")
+    @click.option(
+        "--broker",
+        metavar="ADDRESS",
+        help="Where the broker is, tcp://HOST:PORT[,STANDBY].  [env: ZRPC_BROKER]",
+    )
     @click.option("--key-file", metavar="FILE", help="The cluster's key file.  [env: ZRPC_KEY_FILE]")
     @click.option("--run-dir", metavar="DIR", help="The run directory of a cluster on this host.")
     @functools.wraps(command)

@@ -39,6 +39,8 @@ def main() -> int:
                 options=times.following() if order.is_successor else times,
                 roles=order.roles,
                 scale=lambda role, count: control.tell(scale=[role, count]),
+                remark=lambda text: control.tell(remark=text),
+                follows=order.follows,
             )
         )
     except ZrpcError as error:

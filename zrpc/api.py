@@ -142,8 +142,9 @@ def init_rpc(
         world_size: with it, the group is static: this returns when so many workers are there, and `shutdown` waits for
             all of them. None: workers come and go.
         rpc_backend_options: a `TensorPipeRpcBackendOptions`; or an `AgentOptions`, as `options`.
-        broker: the broker's address, tcp://HOST:PORT; `ZRPC_BROKER` if None. Without either the group meets at the
-            `init_method` of `rpc_backend_options`, "env://" if there are none, and the process of rank 0 has the broker.
+        broker: the broker's address, tcp://HOST:PORT, and after a comma that of its standby if there is one; `ZRPC_BROKER`
+            if None. Without either the group meets at the `init_method` of `rpc_backend_options`, "env://" if there are
+            none, and the process of rank 0 has the broker.
         key_file: the cluster's key file; `ZRPC_KEY_FILE` if None.
         role: what this worker is for, shown by tools; `ZRPC_ROLE` if None.
         options: what else the agent is told; from `ZRPC_OPTIONS` if None.

@@ -22,7 +22,7 @@ from zrpc.protocol import outbox, session, shutdown, strangers
 from zrpc.protocol.membership import RegistryOptions
 from zrpc.serialization import dtypes, failures, grammar, names
 from zrpc.transport import router
-from zrpc.wire import envelope, fields, messages
+from zrpc.wire import envelope, fields, messages, succession
 from zrpc.wire.envelope import Codec, Extra, Kind
 from zrpc.wire.limits import DEFAULT_LIMITS
 
@@ -102,6 +102,14 @@ KINDS: Mapping[Kind, tuple[str, str, str]] = {
     Kind.ANSWER: ("broker to tool; worker to who asked", "Answer; a msgpack map", ""),
     Kind.INSPECT: ("tool or worker to worker", "a msgpack map, see [Questions](#questions-to-a-worker)", "ANSWER"),
     Kind.SCALE: ("tool to broker", "Scale", "ANSWER"),
+    Kind.FOLLOW: (
+        "broker to broker",
+        "Follow",
+        "REPLICA, ELSEWHERE from who is not in charge either, or REFUSED when there is a standby already",
+    ),
+    Kind.REPLICA: ("primary to standby", "Replica", "FOLLOW"),
+    Kind.VOTE: ("member to a broker that is not its own", "Vote", "CHALLENGE from who is in charge"),
+    Kind.ELSEWHERE: ("standby to who asks it for what a primary does", "Elsewhere", ""),
     Kind.BATCH: ("", "", "reserved for several messages in one"),
 }
 
@@ -116,6 +124,7 @@ CODECS: Mapping[Codec, str] = {
 NESTED: Mapping[str, str] = {
     "Roster": "bytes: a msgpack array of rows of Member",
     "tuple[Gone, ...]": "an array of rows of Gone",
+    "tuple[Entry, ...]": "an array of rows of Entry",
     "dict[str, Any]": "of any plain values",
 }
 """Types whose readers do not say all."""
@@ -239,6 +248,9 @@ def draw_messages() -> str:
             if direction == "from the broker" and cls in both:
                 continue
             parts.append(_draw_class(cls, f"{cls.KIND.name}, {int(cls.KIND)}, {where}."))
+    parts.append(_draw_class(succession.Entry, "A row, that is an array in this order."))
+    for cls in (succession.Follow, succession.Replica, succession.Vote, succession.Elsewhere):
+        parts.append(_draw_class(cls, f"{cls.KIND.name}, {int(cls.KIND)}."))
     return "\n\n".join(parts)
 
 

@@ -40,8 +40,7 @@ class Driver:
     def join(self, timeout: float = LONG) -> Driver:
         self.client.join(monotonic() + timeout)
         self._poller.add(self.client.link)
-        if self.client.watch is not None:
-            self._poller.add(self.client.watch)
+        self._poller.add(self.client.watch)
         self._thread.start()
         return self
 
@@ -128,7 +127,11 @@ class Cluster:
         return self.broker.address
 
     def driver(self, name: str, **fields: Any) -> Driver:
-        driver = Driver(self.transport("member"), self.address, name, next(self._nonces), **fields)
+        return self.driver_at(self.address, name, **fields)
+
+    def driver_at(self, addresses: str, name: str, **fields: Any) -> Driver:
+        """A driver that knows other addresses than the broker's."""
+        driver = Driver(self.transport("member"), addresses, name, next(self._nonces), **fields)
         self._drivers.append(driver)
         return driver
 

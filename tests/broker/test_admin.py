@@ -139,6 +139,6 @@ def test_who_scales_is_heard_if_somebody_can_do_it() -> None:
         admin = AdminClient(cluster.address, transport=cluster.transport("member"))
         with pytest.raises(Refused, match="no role 'shard' that can be scaled; there are none: no launcher"):
             admin.scale("shard", 3, LONG)
-        cluster.broker._registry.scalable = frozenset(["shard"])
+        cluster.broker._seat._scalable = cluster.broker._seat.registry.scalable = frozenset(["shard"])
         admin.scale("shard", 3, LONG)
         assert cluster.wait_for_news(ScaleRequested) == ScaleRequested("shard", 3)

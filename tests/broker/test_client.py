@@ -305,7 +305,7 @@ def answer_once(network: MemoryNetwork, frames: list[bytes]) -> ZrpcError:
     transport = MemoryTransport(network)
     listener = transport.listen("memory://old", "broker")
     client = BrokerClient(transport, "memory://old", Hello("a", 1, "tcp://h:1"))
-    client.link.send([b"here"])
+    client.link.send("memory://old", [b"here"])
     received = listener.receive()
     assert received is not None
     listener.send(received.route, frames)
@@ -334,7 +334,7 @@ def test_garbage_from_the_broker_is_counted_and_survived() -> None:
         a = cluster.driver("a").join()
         a.halt()
         assert cluster.broker is not None
-        assert a.client.on_frames([b"garbage"], monotonic()) == []
+        assert a.client.on_frames((cluster.address, [b"garbage"]), monotonic()) == []
         assert a.client.unreadable == 1
         assert a.client.state == "up"
 

@@ -5,7 +5,6 @@ import random
 import pytest
 from cluster import LONG, running
 
-from zrpc.broker.client import LinkWatch
 from zrpc.broker.server import BROKER_LIMITS, BrokerServer
 from zrpc.clock import monotonic
 from zrpc.errors import ConfigError, FrameError, VersionMismatch
@@ -13,6 +12,7 @@ from zrpc.protocol.effects import MemberGone, MemberUp, News
 from zrpc.transport.base import Link
 from zrpc.transport.memory import MemoryNetwork, MemoryTransport
 from zrpc.transport.poller import Poller
+from zrpc.transport.watch import LinkWatch
 from zrpc.wire.envelope import VERSION, Codec, Envelope, Kind, pack, unpack
 from zrpc.wire.messages import TO_MEMBER, Answer, Hello, Query, Refusal, Welcome, read, seal
 

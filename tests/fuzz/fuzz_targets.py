@@ -31,7 +31,8 @@ from zrpc.serialization.grammar import check_body
 from zrpc.serialization.pickler import Hooks, dumps_python, dumps_script, loads_python, loads_script
 from zrpc.wire.envelope import Codec, Envelope, Kind, pack, unpack
 from zrpc.wire.limits import Limits
-from zrpc.wire.messages import TO_BROKER, TO_MEMBER, read
+from zrpc.wire.messages import read
+from zrpc.wire.succession import BROKER_READS, MEMBER_READS, STANDBY_READS
 
 LIMITS = Limits(message_bytes=1 << 20, header_bytes=1 << 16, buffers=64, code_bytes=1 << 20)
 ARCHIVE_BYTES = 1 << 20
@@ -140,9 +141,10 @@ def seeds_of_messages(known: Any) -> tuple[bytes, ...]:
         roster = msgpack.packb([row])
         texts = {"members": roster, "up": roster, "gone": [["w", 1, 2, "why"]], "over": [["w", 1, 2, "why"]]}
         maps = {"statistics": {"calls": 1}, "fields": {"name": "w", "holder": "h"}, "data": {"a": [1, {"b": 2}]}}
-        flags = dict.fromkeys(("wait", "strict", "stopping", "full", "release", "draining"), False)
+        flags = dict.fromkeys(("wait", "strict", "stopping", "full", "release", "draining", "in_charge", "lost"), False)
         lists = {"names": ["a"], "present": ["a"], "missing": ["b"]}
-        texts_of = {"message": "m", "what": "status", "role": "r", "host": "h", "software": "s"}
+        lists["entries"] = [["w", 1, 2, 0, "up", 1, "tcp://h:1", "", 1, "h", "s", 0, False, False, "why"]]
+        texts_of = {"message": "m", "standby": "tcp://h:2", "what": "status", "role": "r", "host": "h", "software": "s"}
         every = {**values, **texts, **maps, **flags, **lists, **texts_of}
         found.append(bytes([index]) + msgpack.packb({name: every[name] for name in fields}))
     return tuple(found)
@@ -309,8 +311,9 @@ def targets() -> dict[str, Target]:
     archive = bytes(torch.jit.script(_Small())._c.save_to_buffer({}))
     made = [
         Target("envelope", tuple(join(list(pack(example))) for example in EXAMPLES), run_envelope),
-        Target("to broker", seeds_of_messages(TO_BROKER), run_messages(TO_BROKER)),
-        Target("to member", seeds_of_messages(TO_MEMBER), run_messages(TO_MEMBER)),
+        Target("to broker", seeds_of_messages(BROKER_READS), run_messages(BROKER_READS)),
+        Target("to member", seeds_of_messages(MEMBER_READS), run_messages(MEMBER_READS)),
+        Target("to standby", seeds_of_messages(STANDBY_READS), run_messages(STANDBY_READS)),
         Target("script", tuple(join([e.body, *e.buffers]) for e in encoded), run_script),
         Target("grammar", tuple(bytes(e.body) for e in encoded if e.body[:1] == b"\x80"), run_grammar),
         Target("python head", tuple(join([e.body, *e.buffers]) for e in python), run_python_head),

@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
 from zrpc.broker.client import CLIENT_LIMITS, WHY_SILENT
+from zrpc.broker.lines import Lines, split_addresses
 from zrpc.clock import Clock, monotonic, time_left
 from zrpc.errors import BrokerUnreachable, CallTimeout, FrameError, Refused, RemoteFault, UnknownWorker
 from zrpc.ids import NO_ID
@@ -22,7 +23,11 @@ from zrpc.transport.poller import Poller
 from zrpc.transport.router import ZmqTransport
 from zrpc.wire.envelope import Codec, Envelope, Kind, pack, unpack
 from zrpc.wire.fields import unpack_map
-from zrpc.wire.messages import TO_MEMBER, Answer, Message, Query, Refusal, Scale, Stop, read, seal
+from zrpc.wire.messages import Answer, Message, Query, Refusal, Scale, Stop, read, seal
+from zrpc.wire.succession import MEMBER_READS, Elsewhere
+
+SECOND_PATIENCE: Final = 1.0
+"""Seconds that a broker in charge has to answer when a standby has."""
 
 
 class _Events:
@@ -36,7 +41,8 @@ class _Events:
 
 
 class AdminClient:
-    """Asks the broker at `address`, and workers directly. Use it as a context manager, from one thread.
+    """Asks the broker at `address`, and workers directly. Use it as a context manager, from one thread. `address` may be
+    several, with commas between: the broker in charge is asked then, and a standby if there is no other.
 
     `keyring` None: without encryption. `transport` instead of a keyring: that one, which is not closed here.
     """
@@ -126,15 +132,15 @@ class AdminClient:
     def _ask_broker(self, message: Message, timeout: float) -> dict[str, Any]:
         number = next(self._numbers)
         frames = seal(message, NO_ID, 0, message_id=number)
-        envelope, why = self._exchange(self.address, "broker", frames, number, timeout)
-        if envelope is None:
-            raise BrokerUnreachable(self.address, timeout, WHY_SILENT[why])
-        answer = read(envelope, TO_MEMBER)
-        if isinstance(answer, Refusal):
-            raise answer.to_error()
-        if not isinstance(answer, Answer):
-            raise FrameError(f"the broker at {self.address} answered with a {type(answer).__name__}")
-        return answer.data
+        lines = Lines(self._transport, split_addresses(self.address))
+        poller = Poller()
+        try:
+            poller.add(lines)
+            poller.add(lines.watch)
+            return _Question(lines, frames, number, self._clock).ask(poller, timeout, self.address)
+        finally:
+            poller.close()
+            lines.close()
 
     def _exchange(
         self, address: str, role: str, frames: Any, number: int, timeout: float
@@ -172,3 +178,65 @@ class AdminClient:
             envelope = unpack(frames, CLIENT_LIMITS)
             if envelope.message_id == number:
                 return envelope
+
+
+class _Question:
+    """One question to the brokers at some addresses, of which one is in charge."""
+
+    def __init__(self, lines: Lines, frames: Any, number: int, clock: Clock) -> None:
+        self._lines = lines
+        self._frames = frames
+        self._number = number
+        self._clock = clock
+        self._silent = set(lines.addresses())
+        self._second: dict[str, Any] | None = None
+        """The answer of a broker that is not in charge."""
+        self._last = ""
+
+    def ask(self, poller: Poller, timeout: float, address: str) -> dict[str, Any]:
+        """The answer. Raises `BrokerUnreachable`, and what the broker refuses with."""
+        began = self._clock()
+        for line in self._lines.addresses():
+            self._lines.send(line, self._frames)
+        while True:
+            for _, what in iter(self._lines.watch.receive, None):
+                self._last = what if self._last != "standby" else self._last
+            for line, frames in iter(self._lines.receive, None):
+                answer = self._take(line, frames)
+                if answer is not None:
+                    return answer
+            now = self._clock()
+            patience = timeout if self._second is None or not self._silent else min(timeout, SECOND_PATIENCE)
+            left = time_left(began + patience, now)
+            if self._second is not None and (not left or not self._silent):
+                return self._second
+            if not left:
+                raise BrokerUnreachable(address, timeout, WHY_SILENT[self._last])
+            if not self._lines.is_busy:
+                poller.wait(left)
+
+    def _take(self, line: str, frames: Any) -> dict[str, Any] | None:
+        envelope = unpack(frames, CLIENT_LIMITS)
+        if envelope.message_id != self._number:
+            return None
+        message = read(envelope, MEMBER_READS)
+        self._silent.discard(line)
+        if isinstance(message, Refusal):
+            raise message.to_error()
+        if isinstance(message, Elsewhere):
+            self._go_to(message.address)
+            return None
+        if not isinstance(message, Answer):
+            raise FrameError(f"the broker at {line} answered with a {type(message).__name__}")
+        if message.data.get("is_in_charge", True):
+            return message.data
+        self._second = message.data
+        return None
+
+    def _go_to(self, address: str) -> None:
+        """A standby says who is in charge."""
+        if address and address not in self._lines.addresses():
+            self._lines.open(address)
+            self._lines.send(address, self._frames)
+            self._silent.add(address)
+        self._last = "standby"

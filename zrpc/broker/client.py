@@ -2,9 +2,9 @@
 
 One rule: the session decides under the lock, and everything it decided is done outside it; no thread is started here.
 
-After `join`, the driver receives from `link` and from `watch` (which tells of lost and new connections), hands over
-what came with `on_frames` and `on_link_event` (or calls `on_readable`, which receives itself), calls `on_timer` at
-`next_deadline()`, and acts on the news that these return.
+After `join`, the driver receives from `link` (the connections to one broker or more) and from `watch` (which tells of lost
+and new ones), hands over what came with `on_frames` and `on_link_event` (or calls `on_readable`, which receives itself),
+calls `on_timer` at `next_deadline()`, and acts on the news that these return.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from zrpc.broker.lines import Lines, split_addresses
 from zrpc.clock import Clock, earliest, monotonic, time_left
 from zrpc.errors import (
     BrokerUnreachable,
@@ -24,21 +25,24 @@ from zrpc.errors import (
     Unavailable,
     ZrpcError,
 )
+from zrpc.protocol.allegiance import Allegiance
 from zrpc.protocol.effects import (
     Announce,
-    Arrival,
+    CloseLine,
     Counts,
     CountsWanted,
     Departure,
+    Dispatch,
     Drain,
     Effect,
     Inquiry,
     Joined,
     JoinFailed,
-    LinkChange,
+    LineArrival,
+    LineChange,
     News,
+    OpenLine,
     Report,
-    Send,
     ShutdownWish,
     Start,
     StopRequested,
@@ -46,12 +50,12 @@ from zrpc.protocol.effects import (
     Waiting,
 )
 from zrpc.protocol.session import MEMBER_STATES, Session
-from zrpc.transport.base import Link, Transport
+from zrpc.transport.base import Frames, Transport
 from zrpc.transport.poller import Poller
-from zrpc.transport.watch import LinkWatch
 from zrpc.wire.envelope import unpack
 from zrpc.wire.limits import MIB, Limits
-from zrpc.wire.messages import TO_MEMBER, GroupProgress, Hello, Member, Welcome, read, seal
+from zrpc.wire.messages import GroupProgress, Hello, Member, Welcome, read, seal
+from zrpc.wire.succession import MEMBER_READS
 
 CLIENT_LIMITS: Final = Limits(message_bytes=64 * MIB, header_bytes=64 * 1024, buffers=0, code_bytes=0)
 DENIED_PATIENCE: Final = 2.0
@@ -63,6 +67,7 @@ WHY_SILENT: Final[Mapping[str, str]] = {
     "connected": "it took the connection and did not answer",
     "disconnected": "the connection was lost",
     "refused": "nobody listens there",
+    "standby": "only a standby broker answered, which is not in charge",
     "denied": "the handshake was denied: this process has another key than the broker",
 }
 
@@ -74,7 +79,8 @@ def _no_counts() -> Counts:
 
 
 class BrokerClient:
-    """One process's membership. `hello` says who it is; its nonce must be random.
+    """One process's membership. `hello` says who it is; its nonce must be random. `address` may be several, with commas
+    between: whichever broker is in charge answers.
 
     `statistics` is asked for the numbers of each beat. `wake` is called, from any thread, when the driver must call
     `on_timer` soon although nothing became readable. `patience`: joining gives up when nobody has listened at the address
@@ -100,7 +106,9 @@ class BrokerClient:
         self._wake = wake
         self._statistics = statistics
         self._counts: Callable[[], Counts] = _no_counts
+        addresses = split_addresses(address)
         self._session = Session(hello)
+        self._allegiance = Allegiance(self._session, addresses)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._is_undrained = False
@@ -109,9 +117,8 @@ class BrokerClient:
         self._denied_at: float | None = None
         self.unreadable = 0
         """Messages from the broker that could not be read."""
-        self.link: Link = transport.connect(address, "broker", watch=True)
-        monitor = self.link.monitor_fileno()
-        self.watch: LinkWatch | None = None if monitor is None else LinkWatch(self.link, monitor)
+        self.link = Lines(transport, addresses)
+        self.watch = self.link.watch
 
     def __repr__(self) -> str:
         return f"<BrokerClient {self.address} {self._session!r}>"
@@ -137,6 +144,11 @@ class BrokerClient:
     @property
     def state(self) -> str:
         return self._session.state
+
+    @property
+    def broker(self) -> str:
+        """The address of the broker that this process speaks with; empty before there is one."""
+        return self._allegiance.current
 
     @property
     def is_connected(self) -> bool:
@@ -166,8 +178,7 @@ class BrokerClient:
         poller = Poller()
         try:
             poller.add(self.link)
-            if self.watch is not None:
-                poller.add(self.watch)
+            poller.add(self.watch)
             return self._join(poller, deadline, on_progress)
         except BaseException:
             self.leave("it gave up joining")
@@ -226,7 +237,7 @@ class BrokerClient:
         if self._is_undrained:
             return 0.0
         with self._lock:
-            return self._session.next_deadline()
+            return self._allegiance.next_deadline()
 
     def on_readable(self, now: float) -> list[News]:
         """Take all that has come. The news is for the caller to act on."""
@@ -236,36 +247,29 @@ class BrokerClient:
         """Take all that has come, and do what is due."""
         return self._pump(now)
 
-    def on_frames(self, frames: Any, now: float) -> list[News]:
-        """Take one message that the driver has received from `link`."""
-        return self._take(frames, now, strict=False)
+    def on_frames(self, received: tuple[str, Any], now: float) -> list[News]:
+        """Take one message, with its address, that the driver has received from `link`."""
+        return self._take(*received, now, strict=False)
 
-    def on_link_event(self, what: str, now: float) -> list[News]:
+    def on_link_event(self, event: tuple[str, str], now: float) -> list[News]:
         """Take one event that the driver has received from `watch`."""
-        return self._note_change(what, now)
+        return self._note_change(*event, now)
 
     def _pump(self, now: float, strict: bool = False) -> list[News]:
         """Drain the link and run the timers, until neither leaves anything to do."""
         news: list[News] = []
         while True:
             self._is_undrained = False
-            for what in self._link_events():
-                news += self._note_change(what, now)
-            while True:
-                frames = self.link.receive()
-                if frames is None:
-                    break
-                news += self._take(frames, now, strict)
+            for address, what in iter(self.watch.receive, None):
+                news += self._note_change(address, what, now)
+            for address, frames in iter(self.link.receive, None):
+                news += self._take(address, frames, now, strict)
+            self._is_undrained = self._is_undrained or self.link.is_busy
             news += self._tick(now)
             if not self._is_undrained:
                 return news
 
-    def _link_events(self) -> list[str]:
-        if self.watch is None:
-            return self.link.events()
-        return list(iter(self.watch.receive, None))
-
-    def _note_change(self, what: str, now: float) -> list[News]:
+    def _note_change(self, address: str, what: str, now: float) -> list[News]:
         self._last_change = what
         if what == "connected":
             self._lost_at = None
@@ -275,27 +279,27 @@ class BrokerClient:
             self._denied_at = None
         elif self._denied_at is None:
             self._denied_at = now
-        return self._feed(LinkChange(what), now)
+        return self._feed(LineChange(address, what), now)
 
-    def _take(self, frames: Any, now: float, strict: bool) -> list[News]:
+    def _take(self, address: str, frames: Any, now: float, strict: bool) -> list[News]:
         try:
             envelope = unpack(frames, CLIENT_LIMITS)
             if envelope.receiver_incarnation not in (0, self._session.incarnation):
                 return []  # for an earlier life on this route
-            message = read(envelope, TO_MEMBER)
+            message = read(envelope, MEMBER_READS)
         except FrameError:
             self.unreadable += 1
-            logger.warning("a message from the broker at %s could not be read", self.address, exc_info=True)
+            logger.warning("a message from the broker at %s could not be read", address, exc_info=True)
             return []
         except ZrpcError:  # another protocol version: joining is over; a member waits for a broker that it understands
             if strict:
                 raise
             self.unreadable += 1
             return []
-        return self._feed(Arrival(message), now)
+        return self._feed(LineArrival(address, message), now)
 
     def _tick(self, now: float) -> list[News]:
-        due = self._session.next_deadline()
+        due = self._allegiance.next_deadline()
         if due is None or now < due:
             return []
         if self._statistics is not None:
@@ -305,7 +309,7 @@ class BrokerClient:
     def _feed(self, event: object, now: float) -> list[News]:
         """Give an event to the session, perform what it decides, return its news."""
         with self._lock:
-            effects = self._session.handle(event, now)
+            effects = self._allegiance.handle(event, now)
             identity = self._session.id, self._session.incarnation
             self._changed.notify_all()
         news = self._perform(effects, identity)
@@ -320,13 +324,29 @@ class BrokerClient:
         for effect in effects:
             if isinstance(effect, Announce):
                 news.append(effect.news)
-            elif isinstance(effect, Send):
-                try:
-                    if self.link.send(seal(effect.message, *identity)):
-                        self._is_undrained = True
-                except Unavailable:
-                    logger.debug("the link to the broker is closed", exc_info=True)
+            elif isinstance(effect, Dispatch):
+                frames = seal(effect.message, *identity)
+                for address in effect.addresses:
+                    self._send(address, frames)
+            elif isinstance(effect, OpenLine):
+                self._open(effect.address)
+            elif isinstance(effect, CloseLine):
+                self.link.shut(effect.address)
         return news
+
+    def _send(self, address: str, frames: Frames) -> None:
+        try:
+            if self.link.send(address, frames):
+                self._is_undrained = True
+        except Unavailable:
+            logger.debug("the link to the broker at %s is closed", address, exc_info=True)
+
+    def _open(self, address: str) -> None:
+        try:
+            self.link.open(address)
+            self._is_undrained = True  # what happened before anybody waited for it
+        except ZrpcError:  # no descriptor is left, or the address makes no sense: the others go on
+            logger.warning("no connection to the broker at %s", address, exc_info=True)
 
     def _command(self, event: object) -> list[News]:
         """An event of the owner, from any thread."""

@@ -2,12 +2,16 @@
 
 One rule: nothing that a peer sends ends the thread. What cannot be read is counted, logged now and then, and forgotten.
 
+Where there is a standby, or this is one, a broker has a link to the other (`Seat.other`) beside its listener. What only a
+broker may say is taken from connections that have proved the broker's key.
+
 A message of another protocol version is answered with a REFUSED of this version: its preamble, which every version
 reads, tells the peer the version that the broker speaks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -16,7 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from zrpc.clock import Clock, monotonic, time_left, wall
-from zrpc.errors import FrameError, Unavailable, VersionMismatch
+from zrpc.errors import FrameError, Unavailable, VersionMismatch, ZrpcError
 from zrpc.ids import BROKER_ID
 from zrpc.protocol.chronicle import Chronicle
 from zrpc.protocol.effects import (
@@ -27,20 +31,28 @@ from zrpc.protocol.effects import (
     Exit,
     Expectation,
     News,
+    PeerArrival,
+    PeerChange,
     RouteLoss,
+    Seek,
+    Send,
     StopDemand,
+    Tell,
     Tick,
 )
 from zrpc.protocol.membership import RegistryOptions
-from zrpc.protocol.registry import Registry
-from zrpc.transport.base import Frames, Listener, Received, Transport
+from zrpc.protocol.seat import Seat
+from zrpc.transport.base import Frames, Link, Listener, Received, Transport
 from zrpc.transport.poller import Poller
 from zrpc.wire.envelope import VERSION, Envelope, Kind, unpack
 from zrpc.wire.limits import MIB, Limits
-from zrpc.wire.messages import TO_BROKER, Answer, Goodbye, Member, Query, Refusal, read, seal
+from zrpc.wire.messages import Answer, Goodbye, Member, Message, Query, Refusal, read, seal
+from zrpc.wire.succession import BROKER_READS, STANDBY_READS, Elsewhere, Follow
 
 BROKER_LIMITS: Final = Limits(message_bytes=4 * MIB, header_bytes=64 * 1024, buffers=0, code_bytes=0)
 """No member has reason to send a broker more."""
+PEER_LIMITS: Final = Limits(message_bytes=64 * MIB, header_bytes=64 * 1024, buffers=0, code_bytes=0)
+"""A standby is sent all that the primary knows."""
 BATCH: Final = 10_000
 """Messages handled before timers and other threads get their turn."""
 LOG_INTERVAL: Final = 5.0
@@ -63,7 +75,8 @@ class BrokerServer:
     """A broker for one cluster. `address` is where members connect to; port 0 there chooses one, known after `start`.
 
     `on_event` is called in the broker's thread with each `MemberUp`, `MemberGone`, `StopRequested` and so on; be quick
-    there. `scalable`: roles of which tools may ask for more or fewer workers.
+    there. `scalable`: roles of which tools may ask for more or fewer workers. `follows`: the address of a broker to stand
+    by for; empty: be in charge.
     """
 
     def __init__(
@@ -77,18 +90,20 @@ class BrokerServer:
         clock: Clock = monotonic,
         wall_clock: Clock = wall,
         scalable: Iterable[str] = (),
+        follows: str = "",
     ) -> None:
         self.address = address
         self._transport = transport
         self._on_event = on_event
         self._clock = clock
         self._started_at = clock()
-        self._registry = Registry(cluster, int(wall_clock() * 1000), clock(), options)
-        self._registry.scalable = frozenset(scalable)
+        self._seat = Seat(cluster, int(wall_clock() * 1000), clock(), options, follows, scalable)
+        self._peer: Link | None = None
+        """The connection to the other broker."""
         self._wall = wall_clock
         self._chronicle = Chronicle()
-        follows = options is not None and options.is_successor
-        self._chronicle.note(wall_clock(), "began", cluster, "after an earlier one" if follows else "")
+        why = "after an earlier one" if options is not None and options.is_successor else ""
+        self._chronicle.note(wall_clock(), "began", cluster, f"standing by for {follows}" if follows else why)
         self._denied = 0
         self._lock = threading.Lock()
         self._requests: deque[object] = deque()
@@ -102,7 +117,7 @@ class BrokerServer:
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
-        return f"<BrokerServer {self.address} {self._registry!r}>"
+        return f"<BrokerServer {self.address} {self._seat!r}>"
 
     # ------------------------------------------------------------------------------------- for other threads
 
@@ -114,6 +129,8 @@ class BrokerServer:
         monitor = self._listener.monitor_fileno()
         if monitor is not None:
             self._poller.add(_Descriptor(monitor))
+        self._seat.address = self.address
+        self._seek(self._seat.other)
         self._thread = threading.Thread(target=self._run, name="zrpc-broker", daemon=True)
         self._thread.start()
 
@@ -142,7 +159,7 @@ class BrokerServer:
     def members(self) -> list[Member]:
         """The living, also those whose group is not complete yet (state 'waiting')."""
         with self._lock:
-            return [record.member() for record in self._registry.book.living()]
+            return self._seat.members()
 
     def status(self) -> dict[str, Any]:
         """Members with their statistics; the broker's address, uptime (s), refusals, unreadable frames, traffic."""
@@ -166,16 +183,21 @@ class BrokerServer:
             except Exception:  # a fault of ours with one message must not end the broker
                 logger.exception("the broker failed to handle an event")
         goodbye = Goodbye("the broker has stopped")
-        self._perform([Broadcast(goodbye, tuple(self._registry.book.by_route))])
+        effects: list[Effect] = [Broadcast(goodbye, self._seat.routes())]
+        if self._seat.standby is not None:
+            effects.append(Tell(goodbye))
+        self._perform(effects)
+        self._seek("")
         listener.close()
 
     def _time_to_wait(self) -> float | None:
-        return time_left(self._registry.next_deadline(), self._clock())
+        return time_left(self._seat.next_deadline(), self._clock())
 
     def _turn(self, listener: Listener) -> bool:
         """Handle what there is; False when there may be more input."""
         # Losses are read before the messages and handled after them: whatever a lost peer said has arrived by then.
         lost = listener.lost()
+        self._hear_peer()
         while self._requests:
             self._feed(self._requests.popleft())
         is_drained = False
@@ -193,24 +215,68 @@ class BrokerServer:
         if last is not None:
             self._take(last)
             return False
-        return is_drained
+        return is_drained and not self._hear_peer()
+
+    def _hear_peer(self) -> bool:
+        """Take what the other broker has said; whether there was anything."""
+        peer, found = self._peer, False
+        while peer is not None and peer is self._peer:
+            for what in peer.events():
+                self._feed(PeerChange(what))
+            frames = peer.receive() if peer is self._peer else None
+            if frames is None:
+                return found or (peer is self._peer and peer.is_busy)
+            found = True
+            try:
+                message = read(unpack(frames, PEER_LIMITS), STANDBY_READS)
+            except ZrpcError as error:
+                self._note_unreadable("from the other broker", str(error))
+            else:
+                self._feed(PeerArrival(message))
+        return found
+
+    def _seek(self, address: str) -> None:
+        """Be connected to the broker at `address`, and to no other; empty: to none."""
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            self._poller.remove(peer)
+            monitor = peer.monitor_fileno()
+            if monitor is not None:
+                self._poller.remove(_Descriptor(monitor))
+            peer.close()
+        if address:
+            self._peer = self._transport.connect(address, "broker", watch=True)
+            self._poller.add(self._peer)
+            monitor = self._peer.monitor_fileno()
+            if monitor is not None:
+                self._poller.add(_Descriptor(monitor))
 
     def _take(self, received: Received) -> None:
         try:
             envelope = unpack(received.frames, BROKER_LIMITS)
-            message = read(envelope, TO_BROKER)
+            message = read(envelope, BROKER_READS)
         except VersionMismatch as error:
             self._note_unreadable(f"protocol version {error.theirs}", str(error))
-            self._send(received.route, seal(Refusal.of(error), BROKER_ID, self._registry.epoch))
+            self._send(received.route, seal(Refusal.of(error), BROKER_ID, self._seat.epoch))
         except FrameError as error:
             self._note_unreadable("malformed", str(error))
             self._refuse_hello(received, error)
         else:
             self._answering = envelope.message_id
+            if isinstance(message, Follow) and not self._is_broker(received.route):
+                return
             if isinstance(message, Query):
                 self._answer(received.route, envelope, message)
             else:
                 self._feed(Arrival(message, received.route, envelope.sender, envelope.sender_incarnation))
+
+    def _is_broker(self, route: bytes) -> bool:
+        """Whether a connection has proved the broker's key: a member cannot act as a broker."""
+        assert self._listener is not None
+        if self._listener.is_broker(route):
+            return True
+        self._note_unreadable("a member acts as a broker", "FOLLOW from a peer without the broker's key")
+        return False
 
     def _refuse_hello(self, received: Received, error: FrameError) -> None:
         """Who sends a HELLO that cannot be read waits for an answer; whoever sends noise gets none."""
@@ -219,16 +285,21 @@ class BrokerServer:
         except FrameError:
             return
         if envelope.kind == Kind.HELLO:
-            self._send(received.route, seal(Refusal.of(error), BROKER_ID, self._registry.epoch))
+            self._send(received.route, seal(Refusal.of(error), BROKER_ID, self._seat.epoch))
 
     def _answer(self, route: bytes, envelope: Envelope, query: Query) -> None:
         with self._lock:
             if query.what == "events":
                 self._note_denied()
-                answer = Answer({"events": self._chronicle.since(query.since)})
+                answer = Answer(
+                    {
+                        "events": self._chronicle.since(query.since),
+                        "is_in_charge": self._seat.primary is not None,
+                    }
+                )
             else:
                 answer = Answer(self._status(self._clock()))
-        self._send(route, seal(answer, BROKER_ID, self._registry.epoch, message_id=envelope.message_id))
+        self._send(route, seal(answer, BROKER_ID, self._seat.epoch, message_id=envelope.message_id))
 
     def _note_denied(self) -> None:
         """Peers that were turned away at the door since the last look, as one entry."""
@@ -251,7 +322,7 @@ class BrokerServer:
 
     def _feed(self, event: object) -> None:
         with self._lock:
-            effects = self._registry.handle(event, self._clock())
+            effects = self._seat.handle(event, self._clock())
         self._perform(effects)
 
     def _perform(self, effects: list[Effect]) -> None:
@@ -260,16 +331,23 @@ class BrokerServer:
             if isinstance(effect, Announce):
                 self._announce(effect.news)
         for effect in effects:
-            if isinstance(effect, Announce):
-                continue
             if isinstance(effect, Broadcast):
-                frames = seal(effect.message, BROKER_ID, self._registry.epoch)
+                frames = seal(effect.message, BROKER_ID, self._seat.epoch)
                 for route in effect.routes:
                     self._send(route, frames)
-            else:
-                number = self._answering if isinstance(effect.message, Answer) else 0
-                message = seal(effect.message, BROKER_ID, self._registry.epoch, effect.incarnation, number)
+            elif isinstance(effect, Send):
+                number = self._answering if isinstance(effect.message, (Answer, Elsewhere)) else 0
+                message = seal(effect.message, BROKER_ID, self._seat.epoch, effect.incarnation, number)
                 self._send(effect.route, message)
+            elif isinstance(effect, Tell):
+                self._tell(effect.message)
+            elif isinstance(effect, Seek):
+                self._seek(effect.address)
+
+    def _tell(self, message: Message) -> None:
+        if self._peer is not None:
+            with contextlib.suppress(Unavailable):
+                self._peer.send(seal(message, BROKER_ID, self._seat.epoch))
 
     def _send(self, route: bytes, frames: Frames) -> None:
         assert self._listener is not None
@@ -288,7 +366,7 @@ class BrokerServer:
                 logger.exception("the listener for the broker's events failed")
 
     def _status(self, now: float) -> dict[str, Any]:
-        status = self._registry.describe(now)
+        status = self._seat.describe(now)
         status["address"] = self.address
         status["protocol"] = VERSION
         status["pid"] = os.getpid()

@@ -237,6 +237,10 @@ class Broker(Model):
     """The cluster's broker."""
 
     bind: Bind = "tcp://127.0.0.1:0"
+    standby: Flag = False
+    """Whether a second broker runs, which takes over when the first one is lost."""
+    standby_bind: Bind = "tcp://127.0.0.1:0"
+    """Where the second broker listens."""
     heartbeat_interval: SomeSeconds = 0.5
     """How often each member reports to the broker."""
     death_timeout: SomeSeconds = 3.0

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from zrpc.broker.server import BrokerServer
 from zrpc.launch.request import BrokerRequest
-from zrpc.protocol.effects import MemberUp, News, ScaleRequested, StopRequested
+from zrpc.protocol.effects import (
+    MemberUp,
+    News,
+    ScaleRequested,
+    StandbyJoined,
+    StandbyLost,
+    SteppedDown,
+    StopRequested,
+    TookOver,
+)
 from zrpc.transport.router import ZmqTransport
 
 
@@ -22,6 +31,10 @@ class RunningBroker:
                 request.stop_asked(news.why or "zrpc stop")
             elif isinstance(news, ScaleRequested):
                 request.scale(news.role, news.count)
+            else:
+                remark = describe_pairing(news)
+                if remark:
+                    request.remark(remark)
 
         options = request.options
         self._transport = ZmqTransport(request.keyring, "broker", broker_heartbeats_ms=options.connection_heartbeats_ms)
@@ -32,6 +45,7 @@ class RunningBroker:
             options=options,
             on_event=take,
             scalable=request.roles,
+            follows=request.follows,
         )
         try:
             self._server.start()
@@ -51,6 +65,19 @@ class RunningBroker:
     def stop(self, timeout: float = 5.0) -> None:
         self._server.stop(timeout)
         self._transport.close()
+
+
+def describe_pairing(news: News) -> str:
+    """What has happened between a broker and its standby, in a sentence; empty for other news."""
+    if isinstance(news, TookOver):
+        return f"it has taken over: {news.why}"
+    if isinstance(news, SteppedDown):
+        return f"the broker at {news.address} has taken over; this one stands by for it now"
+    if isinstance(news, StandbyJoined):
+        return f"the broker at {news.address} stands by"
+    if isinstance(news, StandbyLost):
+        return f"the standby at {news.address} {'has left' if news.has_left else 'is lost'}"
+    return ""
 
 
 def start_broker(request: BrokerRequest) -> RunningBroker:

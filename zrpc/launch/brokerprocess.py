@@ -91,7 +91,9 @@ class BrokerProcess:
             options.death_timeout,
             options.silence_timeout,
             options.names_per_host,
+            follows=request.follows,
         )
+        self._partner = ""
         self._stopping = threading.Event()
         self._ready = threading.Event()
         self._failure = ""
@@ -111,6 +113,15 @@ class BrokerProcess:
     def address(self) -> str:
         """Where members connect to; '' before it is known."""
         return self._order.bind if self._has_address else ""
+
+    def pair_with(self, address: str) -> None:
+        """There is another broker at `address`: when this one ends, the other goes on, and the next one here stands by."""
+        self._partner = address
+
+    @property
+    def name(self) -> str:
+        """What to call it in a sentence."""
+        return f"the broker at {self.address}" if self._partner else "the broker"
 
     @property
     def pid(self) -> int:
@@ -149,16 +160,15 @@ class BrokerProcess:
                 return
             delay = FIRST_DELAY if came_up else min(LAST_DELAY, 2 * delay)
             why = describe_exit(run.code)
-            self._request.remark(f"the broker {why}; it is started again, calls between workers go on")
+            self._request.remark(f"{self.name} {why}; it is started again, calls between workers go on")
             if not self._start_again(delay):
                 return
 
     def _start_again(self, delay: float) -> bool:
         while not self._stopping.wait(delay):
             try:
-                self._run = _Run(
-                    replace(self._order, is_successor=True), self._spawner, self._environ, self._request.remark
-                )
+                order = replace(self._order, is_successor=True, follows=self._partner)
+                self._run = _Run(order, self._spawner, self._environ, self._request.remark)
             except OSError as error:
                 self._request.remark(f"the broker could not be started: {error}")
                 delay = LAST_DELAY
@@ -176,18 +186,52 @@ class BrokerProcess:
             self._has_address = True
             self._ready.set()
             if self.restarts:
-                request.remark(f"the broker is back at {self.address}, process {self.pid}")
+                where = "" if self._partner else f" at {self.address}"
+                request.remark(f"{self.name} is back{where}, process {self.pid}")
         elif "failed" in message:
             self._failure = str(message["failed"])
         elif "joined" in message:
             request.joined(str(message["joined"]))
         elif "stop" in message:
             request.stop_asked(str(message["stop"]))
+        elif "remark" in message:
+            request.remark(f"{self.name}: {message['remark']}")
         elif "scale" in message:
             role, count = message["scale"]
             request.scale(str(role), int(count))
 
 
-def start_broker_process(request: BrokerRequest) -> BrokerProcess:
-    """Start a broker in a process of its own. Raises `ConfigError` when it cannot serve."""
-    return BrokerProcess(request)
+class BrokerPair:
+    """A broker and a standby for it. Whichever ends is started again, and stands by for the other."""
+
+    def __init__(self, request: BrokerRequest, environ: Mapping[str, str] = os.environ) -> None:
+        self._first = BrokerProcess(request, environ)
+        try:
+            second = replace(request, bind=request.standby_bind, follows=self._first.address)
+            self._second = BrokerProcess(second, environ)
+        except BaseException:
+            self._first.stop(0.0)
+            raise
+        self._first.pair_with(self._second.address)
+        self._second.pair_with(self._first.address)
+
+    @property
+    def address(self) -> str:
+        """Both addresses, with a comma between."""
+        return f"{self._first.address},{self._second.address}"
+
+    def exited(self, name: str, pid: int, why: str) -> None:
+        """A worker's process has ended. Whoever is not in charge has no use for it."""
+        self._first.exited(name, pid, why)
+        self._second.exited(name, pid, why)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End both."""
+        self._second.stop(timeout)
+        self._first.stop(timeout)
+
+
+def start_broker_process(request: BrokerRequest) -> BrokerProcess | BrokerPair:
+    """Start a broker, and its standby if one is wanted, in processes of their own. Raises `ConfigError` when one of them
+    cannot serve."""
+    return BrokerPair(request) if request.standby_bind else BrokerProcess(request)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zrpc.errors import ConfigError
 from zrpc.launch.brokerage import start_broker
 from zrpc.launch.exits import INTERRUPTED, SUCCESS
 from zrpc.launch.request import BrokerRequest
@@ -34,6 +35,8 @@ class BrokerOrder:
     expected: tuple[str, ...] = ()
     secure: bool = True
     options: RegistryOptions = field(default_factory=RegistryOptions)
+    standby_for: str = ""
+    """The address of a broker that this one is to take over from, when it is lost; empty: be in charge."""
 
 
 def run_broker(order: BrokerOrder, environ: Mapping[str, str], say: Say) -> int:
@@ -50,7 +53,7 @@ def run_broker(order: BrokerOrder, environ: Mapping[str, str], say: Say) -> int:
                 key_file = write_key_file(keyring.for_members(), order.member_key).resolve()
             cluster = order.cluster if keyring is None else keyring.cluster
             options = order.options
-            if _may_follow(order):
+            if _may_follow(order) and not order.standby_for:
                 options = options.following()
                 say("its key is not new: members of an earlier broker at this address come first, newcomers wait 1.5 s")
             request = BrokerRequest(
@@ -61,16 +64,23 @@ def run_broker(order: BrokerOrder, environ: Mapping[str, str], say: Say) -> int:
                 stop_asked=lambda why: ends.put(SUCCESS),
                 expected=order.expected,
                 options=options,
+                remark=say,
+                follows=order.standby_for,
             )
             broker = start_broker(request)
             try:
-                directory.write_record(cluster, broker.address, key_file)
-                _explain(cluster, broker.address, key_file, say)
+                directory.write_record(cluster, _addresses(order, broker.address), key_file)
+                _explain(order, cluster, broker.address, key_file, say)
                 return ends.get()
             finally:
                 broker.stop()
         finally:
             directory.finish(keep_logs=False)
+
+
+def _addresses(order: BrokerOrder, address: str) -> str:
+    """Where members find whoever is in charge."""
+    return f"{order.standby_for},{address}" if order.standby_for else address
 
 
 def _may_follow(order: BrokerOrder) -> bool:
@@ -81,6 +91,8 @@ def _may_follow(order: BrokerOrder) -> bool:
 
 
 def _keys(order: BrokerOrder, directory: RunDirectory) -> tuple[Keyring | None, Path | None]:
+    if order.standby_for and order.secure and order.key_file is None:
+        raise ConfigError("zrpc broker --standby", ["expected --key-file with the key file of the other broker"])
     if not order.secure:
         return None, None
     if order.key_file is not None:
@@ -89,9 +101,10 @@ def _keys(order: BrokerOrder, directory: RunDirectory) -> tuple[Keyring | None, 
     return keyring, write_key_file(keyring, order.new_key or directory.key_file).resolve()
 
 
-def _explain(cluster: str, address: str, key_file: Path | None, say: Say) -> None:
-    say(f"broker of cluster {cluster} at {address}")
+def _explain(order: BrokerOrder, cluster: str, address: str, key_file: Path | None, say: Say) -> None:
+    what = f"standby for {order.standby_for}, broker" if order.standby_for else "broker"
+    say(f"{what} of cluster {cluster} at {address}")
     if key_file is None:
         say("security is off: anybody who reaches a port of this cluster can run code in it")
     key = f" --key-file {key_file}" if key_file is not None else ""
-    say(f"start workers with: zrpc worker NAME --broker {address}{key}")
+    say(f"start workers with: zrpc worker NAME --broker {_addresses(order, address)}{key}")

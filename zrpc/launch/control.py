@@ -9,6 +9,7 @@ One rule: either side ends when the other is gone.
                            {"joined": NAME}                a worker is up
                            {"stop": WHY}                   everybody was asked to stop
                            {"scale": [ROLE, COUNT]}        so many workers of that role are wanted
+                           {"remark": SENTENCE}            what has happened between it and its standby
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class ProcessOrder:
     silence_timeout: float = 30.0
     names_per_host: int = 10_000
     is_successor: bool = False
+    follows: str = ""
+    """The address of a broker to stand by for; empty: be in charge."""
 
     def to_json(self) -> str:
         """The order as text, for the environment."""

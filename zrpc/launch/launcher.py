@@ -139,6 +139,7 @@ class Launcher:
             mailbox.remark,
             tuple(config.roles),
             mailbox.scale,
+            standby_bind=times.standby_bind if times.standby else "",
         )
         broker = self._start_broker(request)
         stack.callback(lambda: broker.stop(BROKER_STOP_SECONDS))

@@ -52,6 +52,10 @@ class BrokerRequest:
     """Roles whose number of workers may be changed."""
     scale: Callable[[str, int], None] = _ignore
     """Called with a role and the number of workers that somebody wants of it."""
+    follows: str = ""
+    """The address of a broker to stand by for; empty: be in charge."""
+    standby_bind: str = ""
+    """Where a standby is to listen; empty: there is to be none."""
 
 
 StartBroker = Callable[[BrokerRequest], Broker]

@@ -19,6 +19,9 @@ STATE_STYLES = {"up": "green", "waiting": "yellow", "stopping": "yellow", "drain
 EVENT_STYLES = {
     "joined": "green",
     "began": "green",
+    "took over": "yellow",
+    "follows": "yellow",
+    "standby": "yellow",
     "draining": "yellow",
     "left": "yellow",
     "died": "red",
@@ -39,6 +42,9 @@ def status_view(status: Mapping[str, Any]) -> Group:
         f"cluster {status['cluster']}: broker {status['address']}, up {duration(status['uptime'])}, "
         f"{len(members)} worker{'' if len(members) == 1 else 's'}"
     )
+    pair = pair_line(status)
+    if pair:
+        head.append(f"\n{pair}")
     table = Table()
     for column in ("name", "id", "role", "address", "state", "uptime", "calls", "memory"):
         is_number = column in ("id", "uptime", "calls", "memory")
@@ -64,12 +70,26 @@ def status_view(status: Mapping[str, Any]) -> Group:
     return Group(head, table, *below)
 
 
+def pair_line(status: Mapping[str, Any]) -> str:
+    """The broker and its standby, in a line; empty when there is no standby."""
+    if not status.get("is_in_charge", True):
+        heard = "was never heard of" if status["lag"] is None else f"was heard of {status['lag']:.1f} s ago"
+        return f"standby: not in charge; the broker at {status['primary']} {heard}, epoch {status['epoch']}"
+    standby = status.get("standby")
+    if standby is None:
+        return ""
+    where = f"primary, epoch {status['epoch']}; standby at {standby['address']}"
+    if not standby["is_connected"]:
+        return f"{where} is lost" + ("" if status["admits"] else ": nobody new is let in until it is back")
+    return f"{where}, {standby['behind']} changes behind"
+
+
 def event_line(event: Mapping[str, Any]) -> Text:
     """One entry of the broker's chronicle, in a line."""
     kind = str(event["kind"])
     at = datetime.datetime.fromtimestamp(float(event["at"])).strftime("%H:%M:%S.%f")[:-3]
     line = Text(f"{at} ")
-    line.append(f"{kind:<8} ", EVENT_STYLES.get(kind, ""))
+    line.append(f"{kind:<9} ", EVENT_STYLES.get(kind, ""))
     line.append(str(event["name"]))
     notes = []
     if event.get("role") and event["role"] != event["name"]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zrpc.broker.admin import AdminClient
+from zrpc.broker.lines import split_addresses
 from zrpc.errors import ConfigError
 from zrpc.launch.rundir import find_running, read_record
 from zrpc.transport.curve import Keyring, load_key_file
@@ -17,7 +18,7 @@ from zrpc.transport.curve import Keyring, load_key_file
 
 @dataclass(frozen=True)
 class Target:
-    """A cluster: its broker's address, and the file with its key (None: security is off)."""
+    """A cluster: its broker's address (or several, with commas between), and the file with its key (None: no security)."""
 
     broker: str
     key_file: str | None = None
@@ -45,7 +46,8 @@ def find_target(
     running = find_running(environ)
     if address:
         # Without a key the cluster may still be one of ours, whose key we know.
-        known = next((record.key_file for record in running if record.broker == address), None)
+        asked = set(split_addresses(address))
+        known = next((record.key_file for record in running if asked & set(split_addresses(record.broker))), None)
         return Target(address, key or known)
     if not running:
         remedy = "start one with `zrpc launch CONFIG`, or name it with --broker and --key-file"

@@ -35,7 +35,7 @@ class Admission(Lives):
             if record.by_will:
                 return []  # a HELLO that was overtaken by its own GOODBYE
         if record is not None and record.is_living:
-            if record.lost_at is not None:
+            if record.lost_at is not None or record.route is None:
                 return []  # the holder is likely dead; the newcomer asks again, when that is known
             holder = record.member()
             where = f"process {holder.pid} on {holder.host}" if holder.host else holder.address
@@ -49,7 +49,7 @@ class Admission(Lives):
         return [self._welcome(record, now)]
 
     def _on_newcomer(self, route: bytes, hello: Hello, record: Record | None, now: float) -> list[Effect]:
-        if now < self._newcomers_from:
+        if now < self._newcomers_from or not self.admits:
             return []  # it asks again; members of the earlier broker, who have ids, come first
         error = self._limit_refusal() or self.quota.check(hello.name, hello.host, route)
         error = error or self.groups.refusal(hello) or self._rank_refusal(hello, record)
@@ -135,7 +135,7 @@ class Admission(Lives):
             return self._refuse(route, hello, error)
         self.book.note_survivor(hello.incarnation)
         self.book.raise_floor(hello.floor)
-        if hello.incarnation < self.epoch:
+        if hello.incarnation < self.epoch and not self.is_heir:
             self._newcomers_from = self._return_until
         record.incarnation = hello.incarnation
         record.life = max(record.life, hello.life)

@@ -14,6 +14,9 @@ does not push out the others.
     scaling    somebody asked for another number of workers of a role
     fenced     a life that was declared over, or that has a newer one, spoke: it was told to stop
     refused    a process was not let in, with the reason
+    took over  this broker stood by, and is in charge now
+    follows    this broker was in charge, and stands by now
+    standby    another broker stands by for this one, or does so no more
     denied     peers were turned away before they could say anything: a wrong key, or no encryption
 """
 
@@ -30,7 +33,11 @@ from zrpc.protocol.effects import (
     News,
     PeerRefused,
     ScaleRequested,
+    StandbyJoined,
+    StandbyLost,
+    SteppedDown,
     StopRequested,
+    TookOver,
 )
 
 KEPT: Final = 1000
@@ -70,6 +77,14 @@ class Chronicle:
             self.note(at, kind, member.name, why, **more)
         elif isinstance(news, StopRequested):
             self.note(at, "stopping", ", ".join(news.names or ()) or "everybody", news.why)
+        elif isinstance(news, TookOver):
+            self.note(at, "took over", "", news.why)
+        elif isinstance(news, SteppedDown):
+            self.note(at, "follows", news.address, "it is in charge, with a higher epoch")
+        elif isinstance(news, StandbyJoined):
+            self.note(at, "standby", news.address, "it follows this broker")
+        elif isinstance(news, StandbyLost):
+            self.note(at, "standby", news.address, "it has left" if news.has_left else "it is lost")
         elif isinstance(news, ScaleRequested):
             self.note(at, "scaling", news.role, f"to {news.count}")
         elif isinstance(news, PeerRefused):

@@ -69,6 +69,36 @@ class LinkChange:
 
 
 @dataclass(frozen=True, slots=True)
+class LineArrival:
+    """A message came to a member from the broker at `address`, one of those that it speaks with."""
+
+    address: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class LineChange:
+    """As `LinkChange`, of the connection with the broker at `address`."""
+
+    address: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerArrival:
+    """A message came to a broker from the other one, which it has connected to."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class PeerChange:
+    """As `LinkChange`, of a broker's connection to the other one."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """The member wants to join."""
 
@@ -136,13 +166,49 @@ class Broadcast:
 
 
 @dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A member sends a message to the brokers at these addresses."""
+
+    message: Message
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLine:
+    """A member connects to the broker at `address`."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLine:
+    """A member drops its connection to the broker at `address`."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """A broker sends a message to the other one, along the connection that it made."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Seek:
+    """A broker connects to the other one at `address`, instead of whomever it was connected to; empty: to nobody."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """Tell the owner of the driver."""
 
     news: News
 
 
-Effect = Send | Broadcast | Announce
+Effect = Send | Broadcast | Announce | Dispatch | OpenLine | CloseLine | Tell | Seek
 
 
 # ------------------------------------------------------------------------------------------------ news
@@ -227,6 +293,35 @@ class PeerRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class TookOver:
+    """On the broker: it stood by, and is in charge now."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedDown:
+    """On the broker: it was in charge, and stands by for the broker at `address` now."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyJoined:
+    """On the broker: another one at `address` stands by for it."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyLost:
+    """On the broker: the one that stood by is not connected any more. `has_left`: it said so."""
+
+    address: str
+    has_left: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Fenced:
     """This process was declared dead, or its name has a newer life: it must not act as a member any more."""
 
@@ -279,6 +374,10 @@ News = (
     | ScaleRequested
     | PeerRefused
     | Fenced
+    | TookOver
+    | SteppedDown
+    | StandbyJoined
+    | StandbyLost
     | BrokerLost
     | BrokerBack
     | CountsWanted

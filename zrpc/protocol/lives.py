@@ -36,12 +36,30 @@ class Lives:
         """HELLOs that were refused, by the error's type."""
         self.scalable: frozenset[str] = frozenset()
         """Roles of which more or fewer workers may be asked for."""
+        self.touched: dict[str, Record] | None = None
+        """What a standby is yet to be told of, by name; None: there is none."""
+        self.admits = True
+        """Whether newcomers are let in now; those who are not ask again."""
+        self.holds_deaths = False
+        """Whether nobody is declared dead for now: this broker may be the one that nobody hears."""
+        self.is_heir = False
+        """Whether this broker knows all members of the one that it follows: newcomers need not wait for their return."""
         self._flush_at: float | None = None
         self._progress_at: float | None = None
         self._progress_not_before = now
         self._deaths: list[tuple[float, int, int]] = []
         self._return_until = now + self.options.death_timeout
         self._newcomers_from = self._return_until if self.options.is_successor else now
+
+    def _touch(self, record: Record) -> None:
+        if self.touched is not None:
+            self.touched[record.name] = record
+
+    def tell_standby(self, address: str, now: float) -> None:
+        """Have the members told where the standby broker is."""
+        self.changes.tell_standby(address)
+        if self._flush_at is None:
+            self._flush_at = now + self.options.flush_interval
 
     def _begin(self, record: Record, cause: str, route: bytes, hello: Hello, now: float) -> None:
         record.move(cause)
@@ -51,6 +69,7 @@ class Lives:
         record.by_will = record.is_draining = False
         record.why = ""
         record.statistics = {}
+        self._touch(record)
         self.book.connect(record, route, now)
         self.book.note_living(record)
         self.quota.begin(record.name, hello.host, route)
@@ -74,6 +93,7 @@ class Lives:
             options.death_timeout,
             self.changes.roster(),
             self.book.floor,
+            self.changes.standby,
         )
         return Send(welcome, record.route)
 
@@ -96,6 +116,7 @@ class Lives:
         return effects
 
     def _enter_up(self, record: Record, now: float) -> None:
+        self._touch(record)
         self.changes.add(record.member())
         self._flush_soon(now)
         if record.is_static:
@@ -103,9 +124,24 @@ class Lives:
         else:
             self.barrier.is_closed_group = False
 
+    def take_up(self, record: Record, now: float) -> None:
+        """A record that was inherited is up; its member has `death_timeout` to come."""
+        heapq.heappush(self._deaths, (now + self.options.death_timeout, record.id, record.incarnation))
+        self.groups.add(record, waits=False)
+        self._enter_up(record, now)
+
+    def is_open(self, now: float) -> bool:
+        """Whether newcomers need not wait for members of an earlier broker."""
+        return now >= self._newcomers_from
+
+    def admit_from(self, when: float) -> None:
+        """Newcomers are let in from then on."""
+        self._newcomers_from = when
+
     def _drain(self, record: Record, now: float) -> list[Effect]:
         """A member takes no new work: everybody is told, so that they can choose another."""
         record.is_draining = True
+        self._touch(record)
         self.changes.add(record.member())
         self._flush_soon(now)
         return [Announce(MemberDraining(record.member()))]
@@ -117,6 +153,7 @@ class Lives:
         record.move(cause)
         record.by_will = by_will or cause == "left"
         record.why = why
+        self._touch(record)
         self.groups.remove(record)
         effects: list[Effect] = [Announce(MemberGone(member, why, cause))]
         if was_up:

@@ -266,6 +266,11 @@ class Book:
         return record
 
     @property
+    def last_incarnation(self) -> int:
+        """The last one that was given."""
+        return self._last_incarnation
+
+    @property
     def floor(self) -> int:
         """No id from here on was ever given, as far as is known."""
         return self._floor
@@ -274,6 +279,11 @@ class Book:
         """Ids below this one were given by an earlier broker, perhaps to names of which nobody knows any more."""
         self._next_id = max(self._next_id, floor)
         self._floor = max(self._floor, floor)
+
+    def begin_unknowing(self) -> None:
+        """This cluster had brokers of which nothing is known: ids begin at a number that none of them has reached, the
+        seconds since 2020, as lives do."""
+        self.raise_floor(self._later_life)
 
     def _next_free_id(self) -> int:
         while self._next_id in self.by_id or self._next_id in self._forgotten:
@@ -346,6 +356,14 @@ class Changes:
         self._fresh: dict[int, Member] = {}
         self._gone: dict[tuple[int, int], Gone] = {}
         self._roster: Roster | None = None
+        self.standby = ""
+        """Where the standby broker is."""
+
+    def tell_standby(self, address: str) -> None:
+        """There is a standby broker at `address`, or (empty) none."""
+        if address != self.standby:
+            self.standby = address
+            self._change()
 
     @property
     def is_pending(self) -> bool:
@@ -379,7 +397,7 @@ class Changes:
 
     def snapshot(self) -> Members:
         """Everything, for one who has missed something."""
-        return Members(self._epoch, self.sequence, 0, True, self.roster())
+        return Members(self._epoch, self.sequence, 0, True, self.roster(), (), self.standby)
 
     def told_by(self, when: float) -> int:
         """The sequence of the last delta that had been sent by then. `when` never goes back."""
@@ -391,7 +409,13 @@ class Changes:
     def take_delta(self, now: float) -> Members:
         """What was not told yet."""
         delta = Members(
-            self._epoch, self.sequence, self.told, False, Roster(self._fresh.values()), tuple(self._gone.values())
+            self._epoch,
+            self.sequence,
+            self.told,
+            False,
+            Roster(self._fresh.values()),
+            tuple(self._gone.values()),
+            self.standby,
         )
         self.told = self.sequence
         self._history.append((now, self.told))

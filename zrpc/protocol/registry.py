@@ -94,10 +94,14 @@ class Registry(Admission):
     def handle(self, event: object, now: float) -> list[Effect]:
         """Take one event; timers that are due run after it."""
         if self._deaths and now > self._deaths[0][0] + STALL:
-            self._no_deaths_before = now + self.options.death_timeout
+            self.forgive(now)
         effects = self._on_event[type(event)](event, now)
         effects += self._run_timers(now)
         return effects
+
+    def forgive(self, now: float) -> None:
+        """Silence until now says nothing of the members: they could not reach this broker, or it did not hear."""
+        self._no_deaths_before = now + self.options.death_timeout
 
     # -------------------------------------------------------------------------------------------- timers
 
@@ -118,6 +122,9 @@ class Registry(Admission):
         if record is None or not record.is_living or record.incarnation != incarnation:
             return []
         options = self.options
+        if self.holds_deaths:
+            heapq.heappush(self._deaths, (now + options.loss_grace, worker_id, incarnation))
+            return []
         patience = options.death_timeout if record.route is None else options.silence_timeout
         silent_until = max(record.heard_at + patience, self._no_deaths_before)
         lost_until = None if record.lost_at is None else record.lost_at + options.loss_grace
@@ -222,12 +229,13 @@ class Registry(Admission):
             return []
         if not record.is_living:
             record.by_will = True  # declared dead before, and now known to be
+            self._touch(record)
             return []
         return self._end(record, "died", event.why, now, by_will=True)
 
     def _on_expectation(self, event: Expectation, now: float) -> list[Effect]:
         for name in map(check_name, event.names):
-            self.book.claim(name, -1)
+            self._touch(self.book.claim(name, -1))
         self.groups.expect(event.names)
         return self._after_change(now, None)
 

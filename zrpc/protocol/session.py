@@ -126,6 +126,8 @@ class Session:
         self.sequence = 0
         self.floor = 0
         """No id from here on was given, as far as this member was told."""
+        self.standby = ""
+        """Where the standby broker is, as far as this member was told."""
         self.heartbeat_interval = HELLO_INTERVAL
         self.connected = True
         self.stopping = False
@@ -279,6 +281,7 @@ class Session:
         self._death_timeout = message.death_timeout
         self.sequence = message.sequence
         self.floor = max(self.floor, message.floor)
+        self.standby = message.standby
         if self._broker_lost or restarted:
             self._broker_lost = False
             effects.append(Announce(BrokerBack(restarted)))
@@ -290,7 +293,7 @@ class Session:
         self.id, self.incarnation, self.life = message.id, message.incarnation, message.life
         self.cluster, self.epoch, self.sequence = message.cluster, message.epoch, message.sequence
         self.heartbeat_interval, self._death_timeout = message.heartbeat_interval, message.death_timeout
-        self.floor = message.floor
+        self.floor, self.standby = message.floor, message.standby
         self.hello = replace(self.hello, id=self.id, incarnation=self.incarnation, life=self.life)
         self._next_send = now + self.heartbeat_interval
         effects: list[Effect] = [Announce(Joined(message))]
@@ -343,7 +346,7 @@ class Session:
         if message.full:
             if message.sequence < self.sequence:
                 return []
-            self.sequence = message.sequence
+            self.sequence, self.standby = message.sequence, message.standby
             return self._take_all(message.up.members, "the broker does not list it any more") + self._contradict(now)
         if message.sequence <= self.sequence:
             return []
@@ -352,7 +355,7 @@ class Session:
                 return []
             self._next_resolve = now + HELLO_INTERVAL
             return [Send(Resolve(self.sequence))]
-        self.sequence = message.sequence
+        self.sequence, self.standby = message.sequence, message.standby
         effects: list[Effect] = []
         for gone in message.gone:
             effects += self._take_gone(gone.id, gone.incarnation, gone.why, gone.cause)

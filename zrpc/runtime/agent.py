@@ -216,8 +216,7 @@ class Agent:
             self.references.learn(WorkerInfo(member.name, member.id), member.incarnation, member.life)
         self.listener_source = self.receiver.add(self.listener, self._on_request)
         self.receiver.add(client.link, lambda frames: self._on_news(client.on_frames(frames, clock())))
-        if client.watch is not None:
-            self.receiver.add(client.watch, lambda what: self._on_news(client.on_link_event(what, clock())))
+        self.receiver.add(client.watch, lambda event: self._on_news(client.on_link_event(event, clock())))
         for timer in (self.caller, self.references, self.retrying, self, self.vigil):
             self.receiver.add_timer(timer)
         self.executor.start()

@@ -328,6 +328,10 @@ class FaultyListener(_End):
         elif envelope.sender >= 0:
             self._routes[received.route] = envelope.sender
 
+    def is_broker(self, route: bytes) -> bool:
+        found: bool = self._inner.is_broker(route)
+        return found
+
     def lost(self) -> list[bytes]:
         lost: list[bytes] = self._inner.lost()
         for route in lost:

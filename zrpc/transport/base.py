@@ -97,6 +97,9 @@ class Listener(Pollable, Protocol):
     def lost(self) -> list[bytes]:
         """Routes whose connection has closed since the last call (only those that have sent something)."""
 
+    def is_broker(self, route: bytes) -> bool:
+        """Whether the peer along a route has proved the broker's key (True without security). Only with `watch`."""
+
     def monitor_fileno(self) -> int | None:
         """A further descriptor, readable when `lost()` may have something; None when there is none."""
 

@@ -136,6 +136,9 @@ class MemoryListener(_End):
         item: Received | None = self._take()
         return item
 
+    def is_broker(self, route: bytes) -> bool:
+        return True
+
     def lost(self) -> list[bytes]:
         lost, self._lost = self._lost, []
         return lost

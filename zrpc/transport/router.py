@@ -135,9 +135,13 @@ class ZmqListener(_Socket):
         gate: Gate | None,
         landing: Landing,
         limits: Limits,
+        broker_key: bytes = b"",
     ) -> None:
         super().__init__(socket, landing, limits)
         self.address = address
+        self._broker_key = broker_key.decode()
+        self._brokers: set[bytes] = set()
+        """Routes of peers that have proved the broker's key."""
         self._monitor = monitor
         self._gate = gate
         self._routes: dict[int, bytes] = {}
@@ -194,8 +198,16 @@ class ZmqListener(_Socket):
         # Events are read before the message counts: a descriptor that was closed and given to this new connection has its
         # closing event in the queue already.
         self._note_lost()
-        self._routes[int(head.get(zmq.SRCFD))] = route
+        fd = int(head.get(zmq.SRCFD))
+        if self._routes.get(fd) != route:
+            self._routes[fd] = route
+            # The doorkeeper's answer names the key, and ZeroMQ keeps it with each message.
+            if self._broker_key and head.get("User-Id") == self._broker_key:
+                self._brokers.add(route)
         return route
+
+    def is_broker(self, route: bytes) -> bool:
+        return not self._broker_key or route in self._brokers
 
     def _note_lost(self) -> None:
         if self._monitor is not None:
@@ -206,6 +218,7 @@ class ZmqListener(_Socket):
                 # The value is the descriptor that was closed.
                 route = self._routes.pop(value, None) if event & _LISTENER_EVENTS else None
                 if route is not None:
+                    self._brokers.discard(route)
                     self._lost.append(route)
 
     def _finish_streams(self) -> None:
@@ -408,7 +421,8 @@ class ZmqTransport:
         assert isinstance(endpoint, bytes)
         bound = endpoint.rstrip(b"\0").decode()
         gate = self._guard(bound, monitor, watch) if is_guarded and monitor is not None else None
-        listener = ZmqListener(socket, bound, monitor if watch else None, gate, self._landing, self._limits)
+        key = b"" if self._keyring is None else self._keyring.pair("broker").public
+        listener = ZmqListener(socket, bound, monitor if watch else None, gate, self._landing, self._limits, key)
         self._open.add(listener)
         listener.on_close = self._open.discard
         return listener

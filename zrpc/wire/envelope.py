@@ -103,6 +103,10 @@ class Kind(IntEnum):
     ANSWER = 41
     INSPECT = 42
     SCALE = 43
+    FOLLOW = 44
+    REPLICA = 45
+    VOTE = 46
+    ELSEWHERE = 47
 
     BATCH = 50
 

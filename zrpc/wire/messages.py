@@ -147,7 +147,8 @@ def join_rows(rows: Collection[bytes]) -> bytes:
     return b"".join((msgpack.Packer().pack_array_header(len(rows)), *rows))
 
 
-def _read_rows(cls: type[Any], value: object, where: str) -> tuple[Any, ...]:
+def read_rows(cls: type[Any], value: object, where: str) -> tuple[Any, ...]:
+    """Check and build rows of `cls` from an array of arrays. Raises `FrameError`."""
     if type(value) is not list:
         raise FrameError(f"not a zrpc message: {where} is not an array")
     names = [field.name for field in dataclasses.fields(cls)]
@@ -183,7 +184,7 @@ class Roster:
             rows = msgpack.unpackb(value)
         except (ValueError, RecursionError, msgpack.UnpackException) as error:
             raise FrameError(f"not a zrpc message: {where} is not msgpack ({type(error).__name__})") from None
-        return cls(_read_rows(Member, rows, where), value)
+        return cls(read_rows(Member, rows, where), value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Roster) and self.members == other.members
@@ -199,7 +200,7 @@ class Roster:
 
 
 def _read_gone(value: object, where: str) -> tuple[Gone, ...]:
-    rows: tuple[Gone, ...] = _read_rows(Gone, value, where)
+    rows: tuple[Gone, ...] = read_rows(Gone, value, where)
     return rows
 
 
@@ -327,6 +328,8 @@ class Welcome(Message):
     members: Roster = nested(Roster.read)
     floor: int = integer(0, MAX_ID, 0)
     """Ids below may have been given; members tell it a broker that follows this one."""
+    standby: str = text(255, "")
+    """Where the standby broker is, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,10 +399,12 @@ class Members(Message):
     full: bool = flag(False)
     up: Roster = nested(Roster.read, Roster())
     gone: tuple[Gone, ...] = nested(_read_gone, ())
+    standby: str = text(255, "")
+    """Where the standby broker is, if there is one."""
 
     def to_body(self) -> bytes:
         """The body's bytes."""
-        values = {name: getattr(self, name) for name in ("epoch", "sequence", "previous", "full")}
+        values = {name: getattr(self, name) for name in ("epoch", "sequence", "previous", "full", "standby")}
         values["up"] = self.up.packed()
         values["gone"] = [_gone_values(gone) for gone in self.gone]
         return bytes(msgpack.packb(values))
