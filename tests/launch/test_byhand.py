@@ -76,6 +76,25 @@ def test_a_broker_that_may_have_had_another_before_it_says_that_newcomers_wait(
     assert any("newcomers wait 1.5 s" in line for line in said) is follows
 
 
+def test_a_standby_says_for_whom_it_stands_by(environ: dict[str, str], tmp_path: Path) -> None:
+    key = write_key_file(new_keyring("demo"), tmp_path / "cluster.key")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("start workers with"):
+            assert find_target(environ).broker == "tcp://127.0.0.1:1," + said[0].split()[-1]
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run_broker(BrokerOrder(key_file=key, standby_for="tcp://127.0.0.1:1"), environ, say) == 143
+    assert said[0].startswith("standby for tcp://127.0.0.1:1, broker of cluster demo at tcp://")
+    with pytest.raises(ConfigError, match="expected --key-file"):
+        run_broker(BrokerOrder(standby_for="tcp://127.0.0.1:1"), environ, say)
+    members = write_key_file(new_keyring("demo").for_members(), tmp_path / "member.key")
+    with pytest.raises(ConfigError, match="nobody can act as the broker"):
+        run_broker(BrokerOrder(key_file=members, standby_for="tcp://127.0.0.1:1"), environ, say)
+
+
 def test_without_security_it_warns(environ: dict[str, str]) -> None:
     said: list[str] = []
 

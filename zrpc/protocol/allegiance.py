@@ -104,7 +104,12 @@ class Allegiance:
             # What was sent before the connection broke may be read after that: it says nothing of a broker that is lost.
             back = self._stay() if self._lines.get(address) else []
             return [*back, *self.session.handle(Arrival(message), now)]
-        if isinstance(message, Challenge) and self._is_member and message.epoch > self._epoch:
+        if (
+            address in self._lines
+            and isinstance(message, Challenge)
+            and self._is_member
+            and message.epoch > self._epoch
+        ):
             self._called = message.epoch
             return self._go_over(address, now)
         return []

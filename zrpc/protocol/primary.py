@@ -22,6 +22,7 @@ from zrpc.errors import JoinRefused
 from zrpc.protocol.effects import (
     Announce,
     Arrival,
+    Broadcast,
     Effect,
     RouteLoss,
     Send,
@@ -37,6 +38,7 @@ from zrpc.wire.succession import Follow, Replica, Vote
 
 BLOCK: Final = 10_000
 """Ids that are set aside for the broker: so many new names it can take while its standby is away."""
+MAX_EARLY: Final = 4096
 REMEMBERED: Final = 64
 """Times of REPLICAs that an answer may still come to."""
 
@@ -105,6 +107,8 @@ class Primary:
         self._heirs = frozenset(heirs)
         self._came: set[Life] = set()
         self._sure_from = float("inf") if self._heirs else now
+        self._early: dict[bytes, None] = {}
+        """Routes of newcomers that came too early."""
         self._sequence = 0
         self._beat = 0
         self._beat_at: float | None = None
@@ -119,7 +123,8 @@ class Primary:
 
     def next_deadline(self) -> float | None:
         """When `Tick` is due."""
-        return earliest(self.registry.next_deadline(), self._beat_at)
+        opening = self._sure_from if self._early and self._sure_from != float("inf") else None
+        return earliest(self.registry.next_deadline(), self._beat_at, opening)
 
     def may_admit(self, now: float) -> bool:
         """Whether it is certain that nobody else is in charge, and that ids are left which nobody else gives."""
@@ -166,12 +171,21 @@ class Primary:
             if isinstance(message, Hello):
                 self._note_heir(message, now)
                 self.registry.admits = self.may_admit(now)
+                if now < self._sure_from and not message.incarnation and len(self._early) < MAX_EARLY:
+                    self._early[event.route] = None
         elif isinstance(event, RouteLoss) and self._is_pair(event.route):
             return self._lose(False, now)
         elif isinstance(event, StopDemand) and event.names is None:
             effects += self.farewell(event.why)
         effects += self.registry.handle(event, now)
-        return effects + self._replicate(now)
+        return [*effects, *self._call_newcomers(now), *self._replicate(now)]
+
+    def _call_newcomers(self, now: float) -> list[Effect]:
+        """Those who came too early need not wait until they ask again."""
+        if not self._early or now < self._sure_from:
+            return []
+        routes, self._early = tuple(self._early), {}
+        return [Broadcast(Challenge(self.epoch), routes)]
 
     def farewell(self, why: str) -> list[Effect]:
         """Have the standby end too."""

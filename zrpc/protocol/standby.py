@@ -31,9 +31,8 @@ more since, at no more than 4,096 a millisecond, on a clock that may be ahead of
 
 @dataclass(slots=True)
 class Ballot:
-    """A member that has lost the primary: since when it has said so, when last, and along which route."""
+    """A member that has lost the primary: when it has said so last, and along which route."""
 
-    since: float
     last: float
     route: bytes
 
@@ -138,11 +137,7 @@ class Standby:
         if not message.lost:
             self._ballots.pop(voter, None)
             return
-        ballot = self._ballots.get(voter)
-        if ballot is None or ballot.last + self._fresh < now:
-            self._ballots[voter] = Ballot(now, now, route)
-        else:
-            ballot.last, ballot.route = now, route
+        self._ballots[voter] = Ballot(now, route)
 
     def note_epoch(self, epoch: int) -> None:
         """Somebody has spoken of an epoch: the next one is to be above."""
@@ -182,8 +177,7 @@ class Standby:
             self._lost_since = now
         if self.is_synced:
             self._heard_at = now
-        for ballot in self._ballots.values():
-            ballot.since = now
+        self._ballots.clear()
         if self._idle_since is not None:
             self._idle_since = now
 
@@ -219,9 +213,7 @@ class Standby:
 
     def _has_lost(self, entry: Entry, now: float) -> bool:
         ballot = self._ballots.get((entry.id, entry.incarnation))
-        if ballot is None or now > ballot.last + self._fresh:
-            return False
-        return now >= ballot.since + self.options.heartbeat_interval
+        return ballot is not None and now <= ballot.last + self._fresh
 
     def epoch_ms(self, wall_ms: int) -> int:
         """The epoch to take over with, as the milliseconds that a registry begins with: above all that was given."""
