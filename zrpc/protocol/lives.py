@@ -127,6 +127,9 @@ class Lives:
     def take_up(self, record: Record, now: float) -> None:
         """A record that was inherited is up; its member has `death_timeout` to come."""
         heapq.heappush(self._deaths, (now + self.options.death_timeout, record.id, record.incarnation))
+        if record.hello is not None:
+            self.quota.begin(record.name, record.hello.host, b"")
+            self.quota.close(b"")  # over which connection it comes is not known yet
         self.groups.add(record, waits=False)
         self._enter_up(record, now)
 

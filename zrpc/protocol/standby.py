@@ -114,7 +114,7 @@ class Standby:
         self.epoch, self.floor = message.epoch, message.floor
         self.last_incarnation = max(self.last_incarnation, message.incarnation)
         self.options = RegistryOptions.made_of(
-            message.heartbeat_interval, message.death_timeout, message.silence_timeout
+            message.heartbeat_interval, message.death_timeout, message.silence_timeout, self.options.names_per_host
         )
         return [self.follow()]
 
