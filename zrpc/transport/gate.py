@@ -26,8 +26,8 @@ from typing import Final
 
 from zrpc.clock import Clock, monotonic
 
-BURST: Final = 64
-"""Failures that may come at once: 6 ms of work."""
+BURST: Final = 512
+"""Failures that may come at once: 50 ms of work. Dozens of workers that begin together may make some by right."""
 LASTING: Final = 100.0
 """Failures a second that may go on: 1 % of a core. A member with an old key makes one or two."""
 PENALTY: Final = 30.0
