@@ -16,6 +16,7 @@ from zrpc.transport.base import Pollable
 
 P = TypeVar("P", bound=Pollable)
 
+_GONE: Final = object()
 LONGEST_WAIT = 86400.0
 """Seconds of one wait in the kernel, which takes no more than 24 days. Who waits longer looks at the clock and goes on."""
 
@@ -92,9 +93,9 @@ if sys.platform == "linux":
             data = self._data
             found = self._epoll.poll(timeout)
             if len(found) == 1:
-                fd = found[0][0]
-                return [data[fd]] if fd in data else []
-            return [data[fd] for fd, _ in found if fd in data] if found else []
+                one = data.get(found[0][0], _GONE)  # asked once: other threads remove sources meanwhile
+                return [] if one is _GONE else [one]
+            return [one for one in (data.get(fd, _GONE) for fd, _ in found) if one is not _GONE] if found else []
 
         def close(self) -> None:
             self._epoll.close()
