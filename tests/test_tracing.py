@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 import torch
 
 from zrpc import autograd
+from zrpc.clock import monotonic
 from zrpc.errors import NotInitialized, WorkerLost
 from zrpc.runtime.context import current_agent, running
 from zrpc.telemetry.chrome import PHASES
 from zrpc.testing.cluster import LocalCluster
 from zrpc.tracing import VARIABLE, block, trace, trace_if_told
+from zrpc.wire.envelope import Envelope, Kind, unpack
+from zrpc.wire.limits import DEFAULT_LIMITS, Limits
 
 X = torch.ones(3)
 TIMEOUT = 20.0
@@ -79,6 +83,40 @@ def test_calls_of_every_kind_are_in_it(cluster: LocalCluster, tmp_path: Path) ->
     assert [e["args"]["what"] for e in events if e["ph"] == "i" and e["name"] == "RRef created"] == [str(rref.rref_id)]
     assert sorted(about["workers"]) == ["a", "b", "c"]
     assert about["left out"] == {}
+
+
+def test_every_message_between_workers_carries_a_trace_parent(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, str | None]] = []
+
+    def unpack_and_note(frames: Any, limits: Limits = DEFAULT_LIMITS) -> Envelope:
+        envelope = unpack(frames, limits)
+        seen.append((envelope.kind, envelope.trace))
+        return envelope
+
+    a = cluster["a"]
+    with trace(tmp_path / "trace.json"):
+        monkeypatch.setattr("zrpc.runtime.agent.unpack", unpack_and_note)
+        monkeypatch.setattr("zrpc.runtime.exchanges.unpack", unpack_and_note)
+        a.rpc_sync("b", torch.mul, (X, X))
+        with pytest.raises(ValueError, match="expected"):
+            a.rpc_sync("b", failing)
+        value = a.remote("b", torch.mul, (X, X))
+        a.rpc_sync("c", torch.Tensor.add, (X, 1))
+        value.to_here()
+        with autograd.context() as context_id:
+            leaf = torch.ones(3, requires_grad=True)
+            autograd.backward(context_id, [a.rpc_sync("b", torch.mul, (leaf, X)).sum()])
+        a.agent.ask("b", {"what": "tasks"}, TIMEOUT)
+        del value
+        gc.collect()
+        assert a.agent.references.wait_drained(monotonic() + TIMEOUT)
+        monkeypatch.undo()
+    kinds = {Kind(kind).name for kind, _ in seen}
+    expected = {"CALL", "REMOTE_CALL", "REPLY", "ERROR", "RREF_FETCH", "RREF_USER_DELETE", "ACK"}
+    assert kinds >= expected | {"BACKWARD", "CONTEXT_CLEANUP", "INSPECT", "ANSWER"}
+    assert [Kind(kind).name for kind, parent in seen if parent is None] == []
 
 
 def test_a_call_in_a_call_is_one_trace(cluster: LocalCluster, tmp_path: Path) -> None:

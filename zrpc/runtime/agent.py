@@ -390,6 +390,7 @@ class Agent:
             answer = Envelope(
                 Kind.ANSWER, envelope.message_id, identity.info.id, identity.incarnation, envelope.sender_incarnation
             )
+            answer.trace = envelope.trace
             write_map(answer, data)
             try:
                 asker.answer(pack(answer, self._limits))

@@ -470,7 +470,9 @@ class Callee:
 
     def _reply(self, envelope: Envelope, kind: Kind) -> Envelope:
         identity = self._identity
-        return Envelope(kind, envelope.message_id, identity.info.id, identity.incarnation, envelope.sender_incarnation)
+        reply = Envelope(kind, envelope.message_id, identity.info.id, identity.incarnation, envelope.sender_incarnation)
+        reply.trace = envelope.trace
+        return reply
 
     def _send(self, asker: Asker, request: Envelope, reply: Envelope, frames: Any, size: int, size_out: int) -> None:
         if request.kind <= Kind.REMOTE_CALL:

@@ -275,6 +275,7 @@ class Caller:
             timeout, deadline = self._deadline(timeout)
         message_id = next(self._next_id)
         envelope = self._envelope(Kind.INSPECT, message_id, peer, timeout, deadline)
+        self._tracer.mark(envelope)
         write_map(envelope, question)
         target = Target(f"asking for {question.get('what')}", Codec.NONE)
         self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done))
@@ -309,6 +310,12 @@ class Caller:
         identity = self._identity
         left = 0 if deadline is None else int(timeout * 1e6) or 1
         return Envelope(kind, message_id, identity.info.id, identity.incarnation, peer.incarnation, left)
+
+    def _about(self, kind: Kind, message_id: int, call: Envelope, peer: Peer) -> Envelope:
+        """An envelope for what is to be said of a call."""
+        envelope = self._envelope(kind, message_id, peer)
+        envelope.trace = call.trace
+        return envelope
 
     def _write(
         self,
@@ -389,7 +396,7 @@ class Caller:
                     reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
             except Cancelled:
                 with contextlib.suppress(Unavailable):
-                    lane.link.send(pack(self._envelope(Kind.CANCEL, message_id, peer)))
+                    lane.link.send(pack(self._about(Kind.CANCEL, message_id, envelope, peer)))
                 peer.abandon_lane(lane)
                 raise
             except BaseException:
@@ -400,7 +407,7 @@ class Caller:
                     scope.leave(message_id)
             if reply is None:
                 peer.abandon_lane(lane)
-                question = self._envelope(Kind.INSPECT, next(self._next_id), peer)
+                question = self._about(Kind.INSPECT, next(self._next_id), envelope, peer)
                 state = ask_on_a_lane(peer, question, (message_id, envelope.rref), self.on_reply, self._clock)
                 raise CallTimeout(peer.info.name, target.name, timeout, state)
             peer.return_lane(lane)
@@ -500,7 +507,7 @@ class Caller:
         if call is None:
             return False
         try:
-            call.peer.send(pack(self._envelope(Kind.CANCEL, message_id, call.peer)))
+            call.peer.send(pack(self._about(Kind.CANCEL, message_id, call.envelope, call.peer)))
         except Unavailable:
             pass  # nobody is there who could go on with it
         self._note_end(call, Cancelled.__name__)

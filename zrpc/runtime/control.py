@@ -14,6 +14,7 @@ from zrpc.errors import FrameError, Unavailable
 from zrpc.protocol.rrefs import Peer as Life
 from zrpc.protocol.rrefs import SendAck, SendControl
 from zrpc.runtime.peers import PeerBook
+from zrpc.telemetry.trace import Tracer
 from zrpc.wire.envelope import RREF_NUMBERS, Envelope, Extra, Kind, pack
 
 BATCH: Final = 256
@@ -41,7 +42,8 @@ logger = logging.getLogger(__name__)
 class ControlPost:
     """Sends for one agent. `meet` is told of whoever is not in the cluster, as far as is known here."""
 
-    def __init__(self, peers: PeerBook, me: Life, meet: Callable[[Life], None]) -> None:
+    def __init__(self, peers: PeerBook, me: Life, meet: Callable[[Life], None], tracer: Tracer) -> None:
+        self._tracer = tracer
         self._peers = peers
         self._me = me
         self._meet = meet
@@ -62,6 +64,7 @@ class ControlPost:
             return
         kind, message_id, numbers = messages[0]
         envelope = Envelope(kind, message_id, *self._me, to.incarnation)
+        self._tracer.mark(envelope)
         if kind != Kind.ACK:
             envelope.rref = tuple(numbers)
         if len(messages) > 1:

@@ -85,7 +85,7 @@ class References:
         self._fetches = Fetches()
         self._is_closed = False
         self._strangers = Strangers(self._me)
-        self._post = ControlPost(peers, self._me, self._meet)
+        self._post = ControlPost(peers, self._me, self._meet, self._tracer)
         self._names: dict[int, WorkerInfo] = {identity.info.id: identity.info}
         # Finalizers run at any moment, even while this thread holds the lock: they only put their handle here.
         self._dropped: deque[tuple[RRefId, ForkId | None]] = deque()

@@ -422,6 +422,11 @@ class Tracer:
             row[1] = self._clock()
             self._keep(row)
 
+    def mark(self, envelope: Envelope) -> None:
+        """Have a message that is no span of its own carry the trace parent of where it comes from, or one of its own."""
+        if self.is_on:
+            envelope.trace = self._local.place or self._find_place() or next(self._ids)
+
     def event(self, name: str, about: object = "") -> None:
         """Something that took no time."""
         if self.is_on:
