@@ -131,14 +131,14 @@ def test_one_thread_at_a_time(bench: Bench) -> None:
     assert bench.handler_of(2) is thread
 
 
-def test_code_of_users_runs_when_the_link_is_given_back(bench: Bench) -> None:
-    """It may wait for what comes later on the same link."""
+def test_code_of_users_is_left_to_the_receiver(bench: Bench) -> None:
+    """It may wait for what comes later on the same link, or want a lock that the waiting thread holds."""
     later = bench.expect(5)
 
     def during(number: int) -> None:
         if number == FOREIGN:
             bench.say(5)
-            assert bench.handler_of(5) is not threading.current_thread()
+            assert bench.handler_of(5) is thread
 
     bench.during = during
     future = bench.expect(FOREIGN)
@@ -147,6 +147,13 @@ def test_code_of_users_runs_when_the_link_is_given_back(bench: Bench) -> None:
     thread.join(LONG)
     assert future.done()
     assert later.done()
+    assert bench.handler_of(FOREIGN).name.startswith("test-")
+
+
+def test_what_was_left_is_handled_though_the_link_closes(bench: Bench) -> None:
+    bench.shared._left.append(Envelope(Kind.REPLY, FOREIGN))
+    bench.shared.close()
+    assert bench.handler_of(FOREIGN).name.startswith("test-")
 
 
 def test_a_future_that_is_completed_elsewhere_ends_the_wait(bench: Bench) -> None:

@@ -108,6 +108,11 @@ class Receiver:
         if executor is None or not executor.stir():
             self.tick()
 
+    def hand_over(self, handle: Callable[[Any], None], message: Any) -> None:
+        """Have a message handled by a thread of the pool."""
+        if self.executor is not None:
+            self.executor.submit(lambda: handle(message))
+
     def tick(self) -> None:
         """Do what was left for now. From any thread."""
         for _ in range(len(self._lagging)):

@@ -1,7 +1,7 @@
 """The local link to a peer, for what is asynchronous: read by the receiving thread, or by one that waits for a reply.
 
 One rule: one thread reads at a time, and whoever reads instead of the receiving thread runs no code of a user's. What needs
-that (a callback, a pickle) is handled when the link has been given back.
+that (a callback, a pickle) is left to the receiving thread: it may wait, or want a lock that the waiting thread holds.
 
 A thread that waits for a future lends itself: the reply wakes it and nobody else. Handing the result over from the
 receiving thread would cost a second wake-up, and both would want the interpreter at the same time.
@@ -16,6 +16,7 @@ want the interpreter for each few replies, while another thread makes the next c
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -85,6 +86,7 @@ class SharedLink:
         self._is_lent = False
         self._is_closed = False
         self._ear: Ear | None = None
+        self._left: deque[Envelope] = deque()
         self._source = receiver.add(self, handle)
         link.on_backlog = self._on_backlog
 
@@ -116,6 +118,8 @@ class SharedLink:
 
     def receive(self) -> Any | None:
         """The next message, for the receiving thread; None when there is none. Then the link may rest."""
+        if self._left:
+            return self._left.popleft()
         frames = self.link.receive()
         if frames is None and self._pending() >= MANY:
             self._rest()
@@ -187,46 +191,49 @@ class SharedLink:
         Returns earlier, too, when the link ends. `is_attended`: the calling thread has the link; it is given back.
         """
         self.link.flush()
-        while is_attended or (not future.done() and self.attend()):
-            is_attended = False
-            try:
-                left = self._receive(future)
-            finally:
-                self.leave()
-            if left is None:
-                return
-            self._handle(left)  # this runs code of a user's: it may take long, or wait
+        if not is_attended and (future.done() or not self.attend()):
+            return
+        try:
+            self._receive(future)
+        finally:
+            self.leave()
 
-    def _receive(self, future: Awaited) -> Any | None:
-        """Handle what comes until the future is done. Returns what must be handled afterwards."""
+    def _receive(self, future: Awaited) -> None:
         link, ear = self.link, self._ear
         assert ear is not None
         future.waiter = Waiter(ear)
         try:
-            return self._receive_at(link, ear, future)
+            self._receive_at(link, ear, future)
         finally:
             future.waiter = None
 
-    def _receive_at(self, link: LocalLink, ear: Ear, future: Awaited) -> Any | None:
+    def _receive_at(self, link: LocalLink, ear: Ear, future: Awaited) -> None:
         is_readable = link.has_inbox()
         while True:
             if is_readable:
                 frames = link.take()
                 if frames is not None:
-                    try:
-                        envelope = unpack(frames, self._limits)
-                    except ZrpcError:
-                        return frames
-                    if self._is_foreign(envelope):
-                        return envelope
-                    self._handle(envelope)
+                    self._take(frames)
             is_readable = link.has_inbox()
             if is_readable:
                 continue  # what was read together is handled together, or the receiver would have to be woken for it
             link.flush()
             if future.done() or self._is_closed or link.is_ended:
-                return None
+                return
             is_readable = ear.listen(SIGNAL_LATENCY)
+
+    def _take(self, frames: Frames) -> None:
+        """Handle a message, or leave it to the receiving thread."""
+        try:
+            envelope = unpack(frames, self._limits)
+        except ZrpcError:
+            self._handle(frames)  # which refuses it
+            return
+        if self._is_foreign(envelope):
+            self._left.append(envelope)
+            self._receiver.nudge(self._source)
+        else:
+            self._handle(envelope)
 
     # ------------------------------------------------------------------------------------ ending
 
@@ -237,6 +244,8 @@ class SharedLink:
                 return
             self._is_closed = True
             self._receiver.remove(self._source)
+            while self._left:
+                self._receiver.hand_over(self._handle, self._left.popleft())
             if self._is_lent and self._ear is not None:
                 self._ear.wake()  # it closes the link when it goes
             else:
