@@ -14,6 +14,7 @@ from zrpc.runtime.futures import Completer, Future
 from zrpc.runtime.receiver import Receiver
 from zrpc.runtime.sharedlink import MANY, SharedLink
 from zrpc.transport.local import LocalLink
+from zrpc.transport.poller import Ear
 from zrpc.wire.envelope import Envelope, Kind, pack, unpack
 from zrpc.wire.limits import DEFAULT_LIMITS
 
@@ -67,6 +68,16 @@ class Bench:
             assert self._came.wait_for(lambda: number in self.handled, LONG)
             return self.handled[number]
 
+    def hear(self) -> Any:
+        """What arrives at the other end."""
+        pause = threading.Event()
+        for _ in range(20000):
+            frames = self.far.receive()
+            if frames is not None:
+                return frames
+            pause.wait(0.001)
+        raise AssertionError("nothing has arrived")
+
     def wait_in_thread(self, future: Future[int]) -> threading.Thread:
         """A thread that waits at the link; it has the link when this returns."""
         thread = threading.Thread(target=self.shared.wait, args=(future,))
@@ -118,6 +129,21 @@ def test_what_was_read_together_is_handled_before_the_link_is_given_back(bench: 
     bench.far.flush()
     thread.join(LONG)
     assert [bench.handler_of(number) for number in (1, 2, 3)] == [thread] * 3
+
+
+def test_without_a_descriptor_for_it_nobody_reads_instead_of_the_receiver(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_link: LocalLink) -> Ear:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr("zrpc.runtime.sharedlink.Ear", none_left)
+    assert not bench.shared.attend()
+    monkeypatch.undo()
+    assert bench.shared.attend(), "the claim must have been given up"
+    bench.shared.leave()
+    bench.say(1)
+    assert bench.handler_of(1).name.startswith("test-")
 
 
 def test_one_thread_at_a_time(bench: Bench) -> None:
@@ -220,14 +246,7 @@ def test_with_many_calls_under_way_the_link_rests_between_looks(bench: Bench) ->
 
 def test_a_small_message_of_many_is_sent_soon(bench: Bench) -> None:
     bench.shared.send(pack(Envelope(Kind.CALL, 7)), True)
-    ready = threading.Event()
-    for _ in range(2000):
-        frames = bench.far.receive()
-        if frames is not None:
-            break
-        ready.wait(0.01)
-    assert frames is not None
-    assert unpack(frames).message_id == 7
+    assert unpack(bench.hear()).message_id == 7
 
 
 def test_a_backlog_is_sent_by_who_waits(bench: Bench) -> None:
@@ -237,14 +256,7 @@ def test_a_backlog_is_sent_by_who_waits(bench: Bench) -> None:
     thread = bench.wait_in_thread(future)
     bench.shared.send(large, False)
     assert bench.link.has_backlog()
-    ready = threading.Event()
-    for _ in range(20000):
-        frames = bench.far.receive()
-        if frames is not None:
-            break
-        ready.wait(0.001)
-    assert frames is not None
-    assert len(frames[0]) == len(large[0])
+    assert len(bench.hear()[0]) == len(large[0])
     bench.say(1)
     thread.join(LONG)
     assert not bench.link.has_backlog()
@@ -257,10 +269,4 @@ def test_a_backlog_is_sent_by_the_receiver_again_afterwards(bench: Bench) -> Non
     Completer(future)(1, None)
     thread.join(LONG)
     assert bench.link.has_backlog()
-    ready = threading.Event()
-    for _ in range(20000):
-        frames = bench.far.receive()
-        if frames is not None:
-            break
-        ready.wait(0.001)
-    assert frames is not None
+    assert len(bench.hear()[0]) == 8 << 20

@@ -31,6 +31,7 @@ CONTROL: Final = frozenset(
 )
 """The kinds of the reference protocol's messages."""
 _MAX_U64: Final = (1 << 64) - 1
+_MAX_U63: Final = (1 << 63) - 1
 _NOTHING: Final = (0,) * RREF_NUMBERS
 
 Said = tuple[int, int, Sequence[int]]
@@ -92,8 +93,9 @@ def read_control(envelope: Envelope) -> Iterator[Said]:
     if type(more) is not list or len(more) >= BATCH:
         raise FrameError(f"further messages of the reference protocol are not a list of fewer than {BATCH}")
     for said in more:
-        if type(said) is not list or len(said) != 2 + RREF_NUMBERS or said[0] not in CONTROL:
+        if type(said) is not list or len(said) != 2 + RREF_NUMBERS or any(type(number) is not int for number in said):
             raise FrameError("a further message of the reference protocol is not its kind, its id and eight ids")
-        if not all(type(number) is int and 0 <= number <= _MAX_U64 for number in said[1:]):
+        kind, number, *ids = said
+        if kind not in CONTROL or not 0 <= number <= _MAX_U64 or not all(0 <= one <= _MAX_U63 for one in ids):
             raise FrameError("a further message of the reference protocol has numbers out of range")
-        yield said[0], said[1], said[2:]
+        yield kind, number, ids

@@ -15,6 +15,7 @@ want the interpreter for each few replies, while another thread makes the next c
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -150,7 +151,7 @@ class SharedLink:
         not wake the receiver. False if another thread attends to it. Call `leave` afterwards."""
         if not self._claim.acquire(blocking=False):
             return False
-        with self._switch:
+        with self._switch, contextlib.suppress(OSError):  # no descriptor is left for an ear: the receiver goes on
             if not self._is_closed:
                 ear = self._ear = self._ear or Ear(self.link)
                 if not self._is_resting:
