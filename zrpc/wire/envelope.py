@@ -212,11 +212,6 @@ def _nbytes(buffer: Buffer) -> int:
     return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
 
 
-def size_of(frames: Sequence[Buffer]) -> int:
-    """Bytes in some frames."""
-    return sum(map(_nbytes, frames))
-
-
 def pack(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> list[Buffer]:
     """The frames of a message. Large buffers are passed on as they are, not copied.
 
