@@ -22,6 +22,8 @@ DEFAULT_NUM_WORKER_THREADS = 16
 """torch's default: user functions that run at once on a worker."""
 DEFAULT_INIT_TIMEOUT = 120.0
 """Seconds to find the broker and wait for the group."""
+MAX_SPIN = 0.001
+"""Seconds: who looks for longer only keeps a core from others."""
 
 _ANY = 1 << 62
 _NUMBERS = (
@@ -78,6 +80,8 @@ class AgentOptions:
     """Local connections beside the encrypted ones, for workers of this user on this host; `ZRPC_LANES=off` has none."""
     shared_memory_bytes: int = 1 << 30
     """Shared memory for large tensors to workers of this host, at most; what finds no room goes through sockets."""
+    spin: float = 50e-6
+    """How long a wait for a message looks again and again before it sleeps, at most, while waits are short; 0: never."""
     drain_timeout: float = 30.0
     """How long a worker that leaves goes on with calls that it has begun to serve."""
 
@@ -92,6 +96,8 @@ class AgentOptions:
                 problems.append(f"{field}: expected seconds, 0 or more, not {value!r}")
         if not isinstance(self.num_worker_threads, int) or not 1 <= self.num_worker_threads <= 4096:
             problems.append(f"num_worker_threads: expected 1 to 4096, not {self.num_worker_threads!r}")
+        if not isinstance(self.spin, (int, float)) or not 0 <= self.spin <= MAX_SPIN:
+            problems.append(f"spin: expected seconds, 0 to {MAX_SPIN:g}, not {self.spin!r}")
         unknown = [codec for codec in self.codecs if codec not in CODECS]
         if unknown:
             problems.append(f"codecs: expected some of {', '.join(CODECS)}, not {unknown!r}")

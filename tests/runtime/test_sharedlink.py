@@ -134,7 +134,7 @@ def test_what_was_read_together_is_handled_before_the_link_is_given_back(bench: 
 def test_without_a_descriptor_for_it_nobody_reads_instead_of_the_receiver(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none_left(_link: LocalLink) -> Ear:
+    def none_left(_link: LocalLink, _spin: float) -> Ear:
         raise OSError("too many open files")
 
     monkeypatch.setattr("zrpc.runtime.sharedlink.Ear", none_left)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from zrpc.errors import InvalidName
 from zrpc.ids import check_name
-from zrpc.options import CODECS, AgentOptions
+from zrpc.options import CODECS, MAX_SPIN, AgentOptions
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,7 @@ class Options(Model):
     max_pending_bytes: Bytes | None = None
     when_full: Annotated[Literal["block", "fail"], Expect("block or fail")] | None = None
     lanes: Flag | None = None
+    spin: Annotated[float, Field(strict=True, ge=0, le=MAX_SPIN), Expect("seconds, 0 to 0.001")] | None = None
     shared_memory_bytes: Annotated[int, Field(strict=True, ge=0), Expect("a number of bytes, 0 or more")] | None = None
     drain_timeout: Seconds | None = None
     reference_stacks: Flag | None = None

@@ -76,6 +76,7 @@ from zrpc.telemetry.otel import find_sink
 from zrpc.telemetry.process import resident_bytes
 from zrpc.telemetry.trace import Tracer
 from zrpc.transport.base import Frames, Listener, Received, Transport
+from zrpc.transport.poller import usable_cores
 from zrpc.wire.envelope import Codec, Envelope, Extra, Kind, pack, unpack
 from zrpc.wire.messages import Member
 
@@ -136,7 +137,7 @@ class Agent:
         self._limits = limits
         self.meter = CallMeter()
         self.tracer = Tracer(clock=clock, find_place=trace_place)
-        self.receiver = Receiver(clock)
+        self.receiver = Receiver(clock, options.spin if usable_cores() > 1 else 0.0)
         self.executor = Executor(
             self.receiver.run, options.num_worker_threads, f"zrpc-{identity.info.name}", clock, self._prepare_thread
         )

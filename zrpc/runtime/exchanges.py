@@ -31,10 +31,10 @@ class Life(Protocol):
 class Lane:
     """A connection for one synchronous call at a time."""
 
-    def __init__(self, link: Link, limits: Limits) -> None:
+    def __init__(self, link: Link, limits: Limits, spin: float = 0.0) -> None:
         self.link = link
         try:
-            self.ear = Ear(link)
+            self.ear = Ear(link, spin)
         except OSError:  # no descriptor is left
             link.close()
             raise

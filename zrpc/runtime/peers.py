@@ -178,8 +178,8 @@ class Peer:
             else:
                 local = self._local
                 link.carrier = None if local is None else local.link.carrier
-                return LocalLane(link, self._book.limits)
-        return Lane(self._book.transport.connect(self.address, "member"), self._book.limits)
+                return LocalLane(link, self._book.limits, self._book.receiver.spin)
+        return Lane(self._book.transport.connect(self.address, "member"), self._book.limits, self._book.receiver.spin)
 
     def _connect(self) -> Link:
         with self._lock:

@@ -19,6 +19,10 @@ from zrpc.transport.poller import Poller
 BATCH = 64
 """Messages taken from one source before another gets its share."""
 
+ASK_EVERY = 0.001
+"""Seconds after which the timers are asked for their deadlines again while messages come without a pause. So a timer that
+says nothing of a new deadline (see `Receiver.expect`) is late by that much at most."""
+
 RETRY_TIMER = 0.1
 """Seconds before a timer that failed is called again: what it wanted to do is due still, and would be due at once."""
 
@@ -58,14 +62,17 @@ class Source:
 class Receiver:
     """The loop. `add`, `remove`, `nudge` and `expect` may be called from any thread."""
 
-    def __init__(self, clock: Clock = monotonic) -> None:
+    def __init__(self, clock: Clock = monotonic, spin: float = 0.0) -> None:
+        self.spin = spin
+        """Seconds for which a wait looks again and again, while waits are short."""
         self._clock = clock
-        self._poller = Poller()
+        self._poller = Poller(spin)
         self._undrained: deque[Source] = deque()
         self._lagging: deque[Callable[[], None]] = deque()
         self._timers: list[Timer] = []
         self._failed: dict[Timer, float] = {}  # timers that failed, and when they may be called again
         self._wait_until: float | None = None
+        self._ask_at = 0.0
         self.executor: Executor | None = None
 
     def add(self, end: Input, handle: Callable[[Any], None]) -> Source:
@@ -136,13 +143,22 @@ class Receiver:
         """Receive until the turn is taken or the executor stops."""
         executor = self.executor
         assert executor is not None
-        undrained = self._undrained
+        undrained, poller = self._undrained, self._poller
+        self._ask_at = 0.0
         while executor.holds(turn):
-            timeout = self._time_to_wait()
-            for source in self._poller.wait(0.0 if undrained else timeout):
-                undrained.append(source)  # type: ignore[arg-type]
+            ready = poller.wait(0.0) if undrained else poller.look()
+            now = self._clock()
+            if (not ready and not undrained) or now >= self._ask_at:
+                timeout = (
+                    self._time_to_wait()
+                )  # which costs as much as a short call, and is not needed between two of them
+                if not ready and not undrained:
+                    ready = poller.wait(timeout)
+                now = self._clock()
+                self._ask_at = now + ASK_EVERY
+            undrained += ready  # type: ignore[arg-type]
             due = self._wait_until
-            if due is not None and due <= self._clock() and not self._fire(executor, turn):
+            if due is not None and due <= now and not self._fire(executor, turn):
                 return
             for _ in range(len(undrained)):
                 if not self._drain(executor, turn, undrained):
@@ -209,4 +225,5 @@ class Receiver:
                         self._failed.pop(timer, None)
                 if not executor.leave(turn):
                     return False
+        self._ask_at = 0.0
         return True

@@ -153,7 +153,7 @@ class SharedLink:
             return False
         with self._switch, contextlib.suppress(OSError):  # no descriptor is left for an ear: the receiver goes on
             if not self._is_closed:
-                ear = self._ear = self._ear or Ear(self.link)
+                ear = self._ear = self._ear or Ear(self.link, self._receiver.spin)
                 if not self._is_resting:
                     self._receiver.pause(self._source)
                 self._is_resting = False
