@@ -149,9 +149,7 @@ class Receiver:
             ready = poller.wait(0.0) if undrained else poller.look()
             now = self._clock()
             if (not ready and not undrained) or now >= self._ask_at:
-                timeout = (
-                    self._time_to_wait()
-                )  # which costs as much as a short call, and is not needed between two of them
+                timeout = self._time_to_wait()  # as long as a short call takes: not between two of them
                 if not ready and not undrained:
                     ready = poller.wait(timeout)
                 now = self._clock()
