@@ -4,7 +4,8 @@
 
 Each connection sends the greeting of ZMTP 3 for CURVE and a HELLO whose box was made for another server, in one packet, and
 is given up when the other side closes it, or after a while. It is written against the specification (ZMTP RFC 23, CURVE
-RFC 26), with plain sockets: a ZeroMQ client would wait between its attempts.
+RFC 26), with plain sockets: a ZeroMQ client would wait between its attempts. `--what rubbish` sends what is not ZeroMQ's
+protocol instead.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + by
 PATIENCE = 0.05
 """Seconds after which a connection is given up that the other side neither answers nor closes."""
 MOST_OPEN = 800
+KINDS = ("hello", "rubbish")
+
+
+def packet(what: str) -> bytes:
+    """What each connection sends."""
+    return {"hello": GREETING + hello(), "rubbish": b"GET / HTTP/1.1\r\n\r\n"}[what]
 
 
 def hello() -> bytes:
@@ -36,14 +43,14 @@ def hello() -> bytes:
 class Flood:
     """Keeps making connections at a rate."""
 
-    def __init__(self, targets: list[tuple[str, int]], rate: float, source: str) -> None:
+    def __init__(self, targets: list[tuple[str, int]], rate: float, source: str, what: str) -> None:
         self.counts: Counter[str] = Counter()
         self._targets = targets
         self._rate = rate
         self._source = source
         self._open: dict[int, tuple[socket.socket, float]] = {}
         self._poll = select.epoll()
-        self._packet = GREETING + hello()
+        self._packet = packet(what)
 
     def run(self, over: threading.Event) -> None:
         """Until `over`."""
@@ -102,6 +109,7 @@ def main() -> int:
     parser.add_argument("targets", nargs="+")
     parser.add_argument("--rate", type=float, default=10_000.0)
     parser.add_argument("--source", default="127.0.0.2", help="the address that it comes from")
+    parser.add_argument("--what", choices=KINDS, default="hello", help="what each connection sends")
     given = parser.parse_args()
     targets = [(host, int(port)) for host, _, port in (target.rpartition(":") for target in given.targets)]
     over = threading.Event()
@@ -111,7 +119,7 @@ def main() -> int:
         over.set()
 
     threading.Thread(target=obey, daemon=True).start()
-    flood = Flood(targets, given.rate, given.source)
+    flood = Flood(targets, given.rate, given.source, given.what)
     began = time.monotonic()
     flood.run(over)
     print(json.dumps({**flood.counts, "seconds": round(time.monotonic() - began, 2)}), flush=True)

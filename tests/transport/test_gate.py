@@ -4,125 +4,38 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import select
 import socket
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
-from zrpc.transport import gate
 from zrpc.transport.curve import new_keyring
-from zrpc.transport.gate import BURST, LASTING, RECENT, SHARES, Doorway, Gate, Host, filter_program, host_of
+from zrpc.transport.doorway import LOOPBACK, Doorway, Host, Source
+from zrpc.transport.gate import (
+    BURST,
+    BURST_OUTSIDE,
+    FIRST_SHARE,
+    LASTING,
+    LOOK,
+    MOST_SHARE,
+    MOST_STALE,
+    PATIENCE,
+    PENALTY,
+    RECENT,
+    WANTED,
+    Gate,
+    Handshakes,
+    factor,
+    worst_of,
+)
 from zrpc.transport.poller import Poller
 from zrpc.transport.router import ZmqListener, ZmqTransport
+from zrpc.wire.streams import FRAME_BYTES
 
 LONG = 30.0
-SHARE = SHARES[0]
 A, B, OTHER = (ipaddress.ip_address(f"127.0.0.{number}") for number in (9, 8, 7))
-
-
-# ------------------------------------------------------------------------------------------------ the filter
-
-
-def passes(program: bytes, source: str, flags: int, chance: int) -> bool:
-    """Run a filter's program on a packet, as the kernel would."""
-    host = ipaddress.ip_address(source)
-    network = bytes([0x45]) + bytes(11) + host.packed if host.version == 4 else bytes([0x60]) + bytes(7) + host.packed
-    tcp = bytes(13) + bytes([flags]) + bytes(6)
-    accumulator, at = 0, 0
-    rows = [struct.unpack_from("=HBBI", program, start) for start in range(0, len(program), 8)]
-    while True:
-        code, equal, other, operand = rows[at]
-        at += 1
-        if code in (0x30, 0x20):
-            size = 1 if code == 0x30 else 4
-            if operand == 0xFFFFF000 + 56:
-                accumulator = chance
-            else:
-                data, start = (network, operand - 0xFFF00000) if operand >= 0xFFF00000 else (tcp, operand)
-                accumulator = int.from_bytes(data[start : start + size], "big")
-        elif code == 0x54:
-            accumulator &= operand
-        elif code == 0x15:
-            at += equal if accumulator == operand else other
-        else:
-            assert code == 0x06
-            return operand > 0
-
-
-SYN, ACK, SYN_ACK = 0x02, 0x10, 0x12
-KEPT = ["10.0.0.3", "10.0.0.4", "2001:db8:1:2::5", "2001:db8:1:3::1"]
-
-
-@pytest.mark.parametrize(
-    ("source", "flags", "chance", "is_let_in"),
-    [
-        ("10.0.0.3", SYN, 1, False),
-        ("10.0.0.4", SYN, SHARE + 1, False),
-        ("10.0.0.4", SYN, SHARE, True),
-        ("10.0.0.5", SYN, 1, True),
-        ("10.0.0.3", ACK, 1, True),
-        ("10.0.0.3", SYN_ACK, 1, True),
-        ("10.0.0.3", SYN | 0x40, 1, False),
-        ("2001:db8:1:2::99", SYN, 1, False),
-        ("2001:db8:1:3::99", SYN, 1, False),
-        ("2001:db8:1:4::5", SYN, 1, True),
-        ("2001:db9:1:2::5", SYN, 1, True),
-        ("2001:db8:1:2::5", ACK, 1, True),
-    ],
-)
-def test_what_a_filter_drops(source: str, flags: int, chance: int, is_let_in: bool) -> None:
-    program = filter_program(map(ipaddress.ip_address, KEPT), SHARE)
-    assert passes(program, source, flags, chance) == is_let_in
-
-
-def test_a_filter_of_many_hosts_has_jumps_that_fit() -> None:
-    hosts = [ipaddress.ip_address(f"2001:db8:{index:x}::1") for index in range(gate.MOST_HOSTS)]
-    program = filter_program(hosts, SHARE)
-    assert not any(passes(program, str(host), SYN, 1) for host in hosts)
-    v4 = [ipaddress.ip_address(f"10.0.0.{index}") for index in range(gate.MOST_HOSTS)]
-    assert not any(passes(filter_program(v4, SHARE), str(host), SYN, 1) for host in v4)
-
-
-def get_in(listener: socket.socket, source: str, tries: int) -> int:
-    """How many of some connection requests are taken at once: on a loopback the system decides while it is asked."""
-    ends = []
-    for _ in range(tries):
-        end = socket.socket()
-        end.setblocking(False)
-        end.bind((source, 0))
-        end.connect_ex(listener.getsockname())
-        ends.append(end)
-    _, taken, _ = select.select([], ends, [], 0.0)
-    for end in ends:
-        end.close()
-    return len(taken)
-
-
-def test_the_system_keeps_a_host_out_and_lets_it_in_again() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
-        standing = socket.create_connection(listener.getsockname(), source_address=(str(A), 0))
-        accepted, _ = listener.accept()
-        doorway = Doorway(listener.fileno())
-        assert doorway.keep_out([A], SHARE)
-        assert get_in(listener, str(A), 100) < 50
-        assert get_in(listener, str(B), 50) == 50
-        standing.sendall(b"still here")
-        assert accepted.recv(10) == b"still here"
-        assert host_of(accepted.fileno()) == A
-        doorway.let_in()
-        assert get_in(listener, str(A), 50) == 50
-        doorway.close()
-        accepted.close()
-        standing.close()
-
-
-def test_what_is_no_connection_has_no_host() -> None:
-    with open(__file__) as file:
-        assert host_of(file.fileno()) is None
-    assert host_of(9999) is None
 
 
 # ------------------------------------------------------------------------------------------------ the decision
@@ -133,11 +46,11 @@ class FakeDoorway(Doorway):
 
     def __init__(self, works: bool = True) -> None:
         self.works = works
-        self.kept: list[list[Host]] = []
+        self.kept: list[list[Source]] = []
         self.shares: list[int] = []
         self.opened = threading.Event()
 
-    def keep_out(self, hosts: Iterable[Host], share: int) -> bool:
+    def keep_out(self, hosts: Iterable[Source], share: int) -> bool:
         self.kept.append(list(hosts))
         self.shares.append(share)
         return self.works
@@ -149,9 +62,11 @@ class FakeDoorway(Doorway):
         pass
 
 
-def make(penalty: float = 1000.0, works: bool = True) -> tuple[Gate, FakeDoorway, list[float]]:
+def make(works: bool = True) -> tuple[Gate, FakeDoorway, list[float]]:
+    """A gate whose time stands still: its own thread sees nothing pass, and the test looks itself."""
     now = [100.0]
-    found, doorway = Gate("tcp://h:1", clock=lambda: now[0], penalty=penalty), FakeDoorway(works)
+    found, doorway = Gate("tcp://h:1", clock=lambda: now[0], look=LONG), FakeDoorway(works)
+    found._interval = LOOK
     found.guard(doorway)
     return found, doorway, now
 
@@ -160,6 +75,15 @@ def knock(found: Gate, host: Host, count: int) -> None:
     for _ in range(count):
         found._recent.append(host)
         found.failed("wrong key")
+
+
+def look(found: Gate, now: list[float], failures: int = 0) -> int:
+    """Some failures, and a look at them; returns the share then."""
+    for _ in range(failures):
+        found.failed("wrong key")
+    now[0] += LOOK
+    found._look(now[0])
+    return found.share
 
 
 def test_failures_that_come_slowly_keep_nobody_out() -> None:
@@ -183,15 +107,69 @@ def test_the_host_that_knocks_most_is_kept_out() -> None:
 
 
 def test_who_goes_on_stays_out_and_counts_once() -> None:
-    found, doorway, now = make()
+    found, doorway, _ = make()
     knock(found, A, BURST + 1)
-    now[0] += 1.0
-    knock(found, A, BURST)
-    assert doorway.shares == list(SHARES)
+    knock(found, A, BURST_OUTSIDE + 1)
+    assert doorway.shares == [FIRST_SHARE, MOST_SHARE]
     knock(found, B, 2 * BURST)
     assert doorway.kept[-1] == [A, B]
     assert found.refused["hosts kept out"] == 2
     found.close()
+
+
+def test_the_share_that_is_let_through_follows_the_flood() -> None:
+    found, _, now = make()
+    knock(found, A, BURST + 1)
+    offered = 5000.0
+    shares = [look(found, now, round(offered * LOOK / found.share)) for _ in range(20)]
+    assert all(WANTED / 2 <= offered / share <= WANTED * 1.5 for share in shares[5:])
+    offered = 50_000.0
+    shares = [look(found, now, round(offered * LOOK / found.share)) for _ in range(10)]
+    assert shares[-1] == MOST_SHARE
+    found.close()
+
+
+def test_a_host_is_let_in_again_step_by_step_after_its_flood() -> None:
+    found, doorway, now = make()
+    knock(found, A, BURST + 1)
+    shares: list[int] = []
+    while found.kept_out():
+        shares.append(look(found, now))
+    assert doorway.opened.is_set()
+    assert len(shares) * LOOK <= 5.0
+    assert shares[:-1] == sorted(shares[:-1], reverse=True)
+    knock(found, A, BURST_OUTSIDE + 1)  # it is not trusted as others are
+    assert found.kept_out() == [A]
+    assert found.share == FIRST_SHARE
+    found.close()
+
+
+def test_others_failures_keep_a_host_out_for_a_time_only() -> None:
+    found, _, now = make()
+    knock(found, A, BURST + 1)
+    found._recent.clear()
+    while now[0] < 100.0 + PENALTY:
+        assert found.kept_out() == [A]
+        look(found, now, 8)
+    assert found.kept_out() == []
+    found.close()
+
+
+def test_who_is_seen_stays_out_for_longer() -> None:
+    found, _, now = make()
+    knock(found, A, BURST + 1)
+    with socket.create_server((str(A), 0)) as server, socket.create_connection(server.getsockname()) as end:
+        end.getpeername()
+        while now[0] < 100.0 + 2 * PENALTY:
+            found.accepted(end.fileno())
+            look(found, now, 3)
+    assert found.kept_out() == [A]
+    found.close()
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0, 0.25), (2, 0.5), (5, 1.0), (10, 2.0), (100, 4.0)])
+def test_factor(rate: float, expected: float) -> None:
+    assert factor(rate) == expected
 
 
 def test_one_sighting_is_not_enough() -> None:
@@ -202,6 +180,13 @@ def test_one_sighting_is_not_enough() -> None:
         found.failed("wrong key")
     assert doorway.kept == []
     found.close()
+
+
+def test_many_addresses_of_this_host_are_one_host() -> None:
+    many: list[Host] = [ipaddress.ip_address(f"127.9.0.{number}") for number in range(RECENT)]
+    assert worst_of(many) == [LOOPBACK]
+    assert worst_of([*many, *[A] * RECENT]) == [A]
+    assert worst_of([ipaddress.ip_address(f"10.9.0.{number}") for number in range(RECENT)]) == []
 
 
 def test_where_nobody_can_be_kept_out_failures_are_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -215,16 +200,74 @@ def test_where_nobody_can_be_kept_out_failures_are_counted(caplog: pytest.LogCap
     found.close()
 
 
-def test_a_host_is_let_in_again() -> None:
-    now = threading.Event()
-    found = Gate("tcp://h:1", clock=lambda: 1e9 if now.is_set() else 100.0, penalty=0.01)
+def test_its_own_thread_lets_a_host_in_again() -> None:
+    found = Gate("tcp://h:1", look=0.001)
     doorway = FakeDoorway()
     found.guard(doorway)
     knock(found, A, BURST + 1)
-    now.set()
     assert doorway.opened.wait(LONG)
     found.close()
     assert found.kept_out() == []
+
+
+# ------------------------------------------------------------------------------------------------ handshakes under way
+
+
+def test_what_ends_without_a_handshake_is_a_failure() -> None:
+    found = Handshakes()
+    found.accepted(5, A, 1.0)
+    assert found.closed(5)
+    assert not found.closed(5)
+    assert len(found) == 0
+
+
+def test_a_failure_that_was_told_is_not_told_again() -> None:
+    found = Handshakes()
+    found.accepted(5, A, 1.0)
+    found.accepted(6, A, 1.0)
+    found.failed()
+    assert not found.closed(5)
+    assert found.closed(6)
+
+
+def test_a_peer_that_leaves_is_no_failure() -> None:
+    found = Handshakes()
+    found.accepted(5, A, 1.0)
+    found.succeeded()
+    assert not found.closed(5)
+    found.accepted(5, A, 2.0)
+    found.accepted(6, A, 2.0)
+    found.succeeded()
+    assert found.closed(6)  # one of two had succeeded: the other one is taken for it
+    assert not found.closed(5)
+
+
+@pytest.mark.parametrize("count", [MOST_STALE, MOST_STALE + 1])
+def test_stale_handshakes(count: int) -> None:
+    found = Handshakes()
+    for fd in range(count):
+        found.accepted(fd, A, 1.0)
+    assert found.stale(1.0 + PATIENCE / 2) == []
+    assert found.stale(1.0 + PATIENCE) == ([A] * count if count > MOST_STALE else [])
+
+
+@pytest.mark.parametrize("most", [10, 10_000])
+def test_who_holds_connections_open_is_kept_out(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once when descriptors get scarce, else when their handshakes take too long."""
+    monkeypatch.setattr("zrpc.transport.gate.host_of", lambda fd: A)
+    found, doorway, now = make()
+    found._most_open = max(most, MOST_STALE)
+    for fd in range(MOST_STALE + 1):
+        found.accepted(fd)
+    now[0] += LOOK / 2
+    found.accepted(MOST_STALE + 1)
+    assert doorway.kept == ([[A]] if most < MOST_STALE else [])
+    now[0] += PATIENCE
+    found.accepted(MOST_STALE + 2)
+    assert doorway.kept[0] == [A]
+    before = found.share
+    assert look(found, now) == before  # it is not let in while they are there
+    found.close()
 
 
 # ------------------------------------------------------------------------------------------------ a real listener
@@ -286,4 +329,49 @@ def test_who_floods_a_listener_is_kept_out_and_others_are_not(watch: bool) -> No
     assert refusals["hosts kept out"] == 1
     poller.close()
     theirs.close()
+    ours.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Until a condition holds, or the deadline has passed."""
+    found = Poller()
+    for _ in range(int(LONG * 100)):
+        if condition():
+            break
+        found.wait(0.01)
+    found.close()
+    assert condition()
+
+
+def is_closed_by_peer(end: socket.socket) -> bool:
+    """Read what comes until the other side closes the connection, in whatever way."""
+    try:
+        while end.recv(4096):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 64], ids=["http", "zeros"])
+def test_what_is_not_zeromqs_protocol_is_counted(sent: bytes) -> None:
+    ours = ZmqTransport(new_keyring("test"), "member")
+    listener = ours.listen("tcp://127.0.0.1:0", "member")
+    host, port = listener.address.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port)), timeout=LONG) as end:
+        end.sendall(sent)
+        assert is_closed_by_peer(end)
+    until(lambda: ours.refusals() == {"no handshake": 1})
+    ours.close()
+
+
+def test_a_frame_before_the_key_is_bounded() -> None:
+    """Who has shown no key cannot have a listener take gigabytes."""
+    ours = ZmqTransport(new_keyring("test"), "member")
+    listener = ours.listen("tcp://127.0.0.1:0", "member")
+    host, port = listener.address.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port)), timeout=LONG) as end:
+        end.sendall(bad_handshake()[:64] + b"\x06" + struct.pack(">Q", FRAME_BYTES + 1))
+        assert is_closed_by_peer(end)
+    until(lambda: ours.refusals() == {"no handshake": 1})
     ours.close()

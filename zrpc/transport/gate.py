@@ -2,166 +2,155 @@
 
 A handshake that fails costs the listener about 100 us of ZeroMQ's I/O thread: 10,000 of them a second would leave it
 nothing for its peers. What is not accepted costs next to nothing. So when failures come faster than `LASTING` a second, a
-filter on the listening socket has the system drop most of the connection requests (SYN) of the hosts that make them, before
-anything of ours runs. One in `SHARES[0]` is let through, so that whoever is at that host by right has a chance; fewer, when
-failures go on. One rule: a filter looks at connection requests only, so no connection that stands ever notices it.
+filter on the listening socket (`Doorway`) has the system drop most of the connection requests of the hosts that make them.
+One in `share` is let through: so many that few failures are left, and that a flood's end is noticed by their absence. The
+share is worked out anew every `LOOK` seconds, so a host is let in again some seconds after it stopped.
 
-The filter is a program for the classic BSD packet filter (SO_ATTACH_FILTER, see socket(7)), which needs no privileges.
-Where there is none (other systems than Linux) failures are counted and logged as well, and nobody is kept out.
+A connection whose handshake does not get on is a failure too, once it ends or there are too many of them: each takes one
+of the process's descriptors.
+
+One rule: what ZeroMQ tells of a connection may be late, and it does not always say which one it means. So nothing here
+depends on one connection; hosts are blamed for what many of theirs did.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import ipaddress
 import logging
-import os
-import socket
-import struct
+import resource
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Final
 
 from zrpc.clock import Clock, monotonic
+from zrpc.transport.doorway import LOOPBACK, Doorway, Host, Source, host_of
 
 BURST: Final = 512
 """Failures that may come at once: 50 ms of work. Dozens of workers that begin together may make some by right."""
 LASTING: Final = 100.0
 """Failures a second that may go on: 1 % of a core. A member with an old key makes one or two."""
-PENALTY: Final = 30.0
-"""Seconds for which a host is kept out; then it is looked at anew."""
-SHARES: Final = (256, 1024)
-"""Of so many connection requests of a host that is kept out one is let through; then of so many. Powers of two."""
+BURST_OUTSIDE: Final = 64
+"""Failures that may come at once while somebody is kept out, or has just been."""
 LASTING_OUTSIDE: Final = 20.0
-"""Failures a second that may go on while somebody is kept out."""
+"""Failures a second that may go on while somebody is kept out; those whom nobody minds are fewer."""
+WANTED: Final = 5.0
+"""Failures a second that the share of connection requests is set to: enough to see that a flood goes on. Calls do not
+notice them; at 20 a second they did, since each takes the interpreter twice."""
+LOOK: Final = 0.5
+"""Seconds between two looks at what comes through."""
+FIRST_SHARE: Final = 256
+MOST_SHARE: Final = 4096
+"""Of so many connection requests of a host that is kept out one is let through, at first and at least. Powers of two."""
+PENALTY: Final = 30.0
+"""Seconds after which a host is let in of which nothing was seen, whoever makes the failures that still come."""
 MOST_HOSTS: Final = 32
 """Hosts in one filter, the worst: jumps of the filter's programs are short."""
 RECENT: Final = 64
 """Connections whose hosts are remembered."""
 BLAMED: Final = 4
 """A host with one in so many of the recent connections is kept out."""
-
-_ATTACH: Final = 26
-_DETACH: Final = 27
-_NETWORK: Final = 0xFFF0_0000
-"""Where the filter finds the network header (SKF_NET_OFF)."""
-_RANDOM: Final = 0xFFFF_F000 + 56
-"""Where it finds a random number (SKF_AD_OFF + SKF_AD_RANDOM)."""
-_LOAD_BYTE: Final = 0x30
-_LOAD_WORD: Final = 0x20
-_AND: Final = 0x54
-_EQUALS: Final = 0x15
-_RETURN: Final = 0x06
-
-Host = ipaddress.IPv4Address | ipaddress.IPv6Address
+MOST_STALE: Final = 128
+"""Connections whose handshake may take longer than `PATIENCE`."""
+PATIENCE: Final = 1.0
+"""Seconds that a handshake may take, with hundreds of others at the same time."""
+DESCRIPTORS: Final = 4
+"""Handshakes under way may take one in so many of the descriptors that this process may open."""
 
 logger = logging.getLogger(__name__)
 
 
-def filter_program(hosts: Iterable[Host], share: int) -> bytes:
-    """The program that drops connection requests of these hosts, but for one in `share`. Of IPv6 the upper half counts."""
-    rows: list[tuple[str, int, str, str, int]] = [  # (label, code, where to if equal, where to if not, operand)
-        ("", _LOAD_BYTE, "", "", 13),  # the flags of TCP
-        ("", _AND, "", "", 0x12),
-        ("", _EQUALS, "request", "accept", 0x02),  # SYN without ACK
-        ("request", _LOAD_BYTE, "", "", _NETWORK),
-        ("", _AND, "", "", 0xF0),
-        ("", _EQUALS, "v4", "v6", 0x40),
-        ("v4", _LOAD_WORD, "", "", _NETWORK + 12),
-    ]
-    found = list(hosts)
-    rows += [("", _EQUALS, "chance", "", int(host)) for host in found if host.version == 4]
-    rows.append(("", _RETURN, "", "", 0xFFFF_FFFF))
-    rows.append(("v6", _LOAD_BYTE, "", "", _NETWORK))
-    for index, host in enumerate(host for host in found if host.version == 6):
-        upper = int(host) >> 64
-        rows.append(("", _LOAD_WORD, "", "", _NETWORK + 8))
-        rows.append(("", _EQUALS, "", f"other {index}", upper >> 32))
-        rows.append(("", _LOAD_WORD, "", "", _NETWORK + 12))
-        rows.append(("", _EQUALS, "chance", "", upper & 0xFFFF_FFFF))
-        rows.append((f"other {index}", _LOAD_BYTE, "", "", _NETWORK))
-    rows += [
-        ("accept", _RETURN, "", "", 0xFFFF_FFFF),
-        ("chance", _LOAD_WORD, "", "", _RANDOM),
-        ("", _AND, "", "", share - 1),
-        ("", _EQUALS, "accept2", "drop", 0),
-        ("accept2", _RETURN, "", "", 0xFFFF_FFFF),
-        ("drop", _RETURN, "", "", 0),
-    ]
-    labels = {label: index for index, (label, *_) in enumerate(rows) if label}
-
-    def jump(index: int, label: str) -> int:
-        return labels[label] - index - 1 if label else 0
-
-    return b"".join(
-        struct.pack("=HBBI", code, jump(index, equal), jump(index, other), operand)
-        for index, (_, code, equal, other, operand) in enumerate(rows)
-    )
+def most_open() -> int:
+    """How many handshakes may be under way at once, by the process's limit of descriptors."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(MOST_STALE, soft // DESCRIPTORS) if soft > 0 else 1 << 20
 
 
-class Doorway:
-    """The listening socket, seen by its descriptor: who may knock."""
+class Handshakes:
+    """Connections that were accepted, and whose handshake is not known to have ended. Not safe to use from any thread.
 
-    def __init__(self, fd: int) -> None:
-        """`fd` stays the caller's: this has a copy."""
-        self._socket = socket.socket(fileno=os.dup(fd))
-        self.is_narrow = False
+    ZeroMQ names the connection when it is accepted and when it is closed, but not when its handshake succeeds or fails. A
+    failed one is closed at once, so it is the next that closes; one that ends without either was none of ZeroMQ's protocol.
+    """
 
-    def keep_out(self, hosts: Iterable[Host], share: int) -> bool:
-        """Drop what these hosts ask for, but for one in `share`, and of nobody else. False where the system cannot."""
-        program = filter_program(hosts, share)
-        memory = ctypes.create_string_buffer(program)
-        count = len(program) // struct.calcsize("=HBBI")
-        try:
-            # struct sock_fprog: a number and a pointer, aligned as the machine does it
-            self._socket.setsockopt(socket.SOL_SOCKET, _ATTACH, struct.pack("@HP", count, ctypes.addressof(memory)))
-        except OSError as error:
-            logger.debug("no filter for a listening socket here: %s", error)
-            return False
-        self.is_narrow = True
-        return True
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[Host | None, float]] = {}
+        self._succeeded = self._failed = 0
+        """How many of those have ended in this way; which of them is not known."""
 
-    def let_in(self) -> None:
-        """Everybody may knock again."""
-        if self.is_narrow:
-            self.is_narrow = False
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, _DETACH, 0)
+    def __len__(self) -> int:
+        return len(self._open) - self._succeeded - self._failed
 
-    def close(self) -> None:
-        self._socket.close()
+    def accepted(self, fd: int, host: Host | None, now: float) -> None:
+        self._open.pop(fd, None)
+        self._open[fd] = host, now  # the oldest first
+        self._settle()
 
+    def succeeded(self) -> None:
+        self._succeeded += 1
+        self._settle()
 
-def host_of(fd: int) -> Host | None:
-    """The host at the other end of a connection; None when the descriptor is none (any more)."""
-    try:
-        with socket.socket(fileno=os.dup(fd)) as connection:
-            host = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
-    except (OSError, ValueError, IndexError, AttributeError, TypeError):
-        return None
-    return getattr(host, "ipv4_mapped", None) or host
+    def failed(self) -> None:
+        self._failed += 1
+
+    def closed(self, fd: int) -> bool:
+        """A connection is closed. Returns whether that is a failure which nobody has told of."""
+        if self._open.pop(fd, None) is None:
+            return False  # a peer's
+        is_failure = False
+        if self._failed:
+            self._failed -= 1
+        elif self._succeeded > len(self._open):  # all of them were peers'
+            self._succeeded -= 1
+        else:
+            is_failure = True
+        self._settle()
+        return is_failure
+
+    def _settle(self) -> None:
+        if self._succeeded + self._failed >= len(self._open):
+            self._open.clear()
+            self._succeeded = self._failed = 0
+
+    def stale(self, now: float) -> list[Host | None]:
+        """The hosts of those that have taken longer than `PATIENCE`, if they are too many."""
+        found: list[Host | None] = []
+        for host, since in self._open.values():
+            if since > now - PATIENCE:
+                break
+            found.append(host)
+        return found if len(found) - self._succeeded > MOST_STALE else []
+
+    def hosts(self) -> list[Host | None]:
+        return [host for host, _ in self._open.values()]
 
 
 class Gate:
     """Counts failed handshakes of one listener, and decides who is kept out. Safe to use from any thread."""
 
-    def __init__(self, address: str, clock: Clock = monotonic, penalty: float = PENALTY) -> None:
+    def __init__(self, address: str, clock: Clock = monotonic, look: float = LOOK) -> None:
+        """`look`: seconds between two looks at who may be let in again."""
         self.address = address
-        self._penalty = penalty
         self.refused: Counter[str] = Counter()
         """Failed handshakes by reason."""
+        self._interval = look
         self._clock = clock
         self._lock = threading.Lock()
         self._doorway: Doorway | None = None
+        self._handshakes = Handshakes()
+        self._most_open = most_open()
+        self._checked = clock()
         self._recent: deque[Host] = deque(maxlen=RECENT)
-        self._kept_out: dict[Host, float] = {}
-        self._share = SHARES[0]
+        self._kept_out: dict[Source, float] = {}
+        """Who is kept out, and until when if nothing is seen of it."""
+        self._share = FIRST_SHARE
         self._budget = float(BURST)
         self._last = clock()
+        self._rate = 0.0
+        """Failures a second, while somebody is kept out: a mean in which the newest counts half."""
+        self._since_look = 0
+        self._looked = 0.0
         self._over = threading.Event()
-        self._reopener: threading.Thread | None = None
+        self._looker: threading.Thread | None = None
 
     def __repr__(self) -> str:
         return f"<Gate {self.address} refused={dict(self.refused)} kept_out={sorted(map(str, self._kept_out))}>"
@@ -171,93 +160,164 @@ class Gate:
         with self._lock:
             self._doorway = doorway
 
-    def accepted(self, fd: int) -> None:
+    def accepted(self, fd: int, is_newest: bool = True) -> None:
         """A connection was accepted; what becomes of its handshake is yet to be seen.
 
-        The descriptor may have been closed and given to another connection, if whoever tells this is late. So tell the
-        last of some connections only that had the same one: then a host is wrongly seen once, and not blamed for that.
+        The descriptor may have been closed and given to another connection, if whoever tells this is late: `is_newest`
+        says that it is the last of some that had the same one. Even then a host may be wrongly seen once; it is not
+        blamed for that.
         """
-        host = host_of(fd)
-        if host is not None:
-            with self._lock:
+        host = host_of(fd) if is_newest else None
+        added: list[Source] = []
+        with self._lock:
+            now = self._clock()
+            self._handshakes.accepted(fd, host, now)
+            if host is not None:
                 self._recent.append(host)
+                for source in (host, LOOPBACK):
+                    if source in self._kept_out and (source is host or host in LOOPBACK):
+                        self._kept_out[source] = now + PENALTY
+            if len(self._handshakes) > MOST_STALE and now - self._checked >= self._interval / 4:
+                self._checked = now
+                hosts = self._handshakes.stale(now)
+                if not hosts and len(self._handshakes) > self._most_open:
+                    hosts = self._handshakes.hosts()
+                added = self._blame(now, hosts) if hosts else []
+        self._tell(added, "too many handshakes do not get on")
+
+    def succeeded(self) -> None:
+        """A handshake has succeeded."""
+        with self._lock:
+            self._handshakes.succeeded()
+
+    def closed(self, fd: int) -> None:
+        """A connection was closed, perhaps before its handshake had ended."""
+        with self._lock:
+            is_failure = self._handshakes.closed(fd)
+        if is_failure:
+            self._failed("no handshake")
 
     def failed(self, why: str) -> None:
         """A handshake has failed."""
         with self._lock:
+            self._handshakes.failed()
+        self._failed(why)
+
+    def _failed(self, why: str) -> None:
+        with self._lock:
             self.refused[why] += 1
-            count = self.refused.total()
+            count = self.refused.total() - self.refused["hosts kept out"]
             last = self._recent[-1] if self._recent else "somebody"
             now = self._clock()
-            lasting = LASTING_OUTSIDE if self._kept_out else LASTING
-            self._budget = min(float(BURST), self._budget + (now - self._last) * lasting) - 1.0
+            self._since_look += 1
+            most, lasting = (BURST_OUTSIDE, LASTING_OUTSIDE) if self._kept_out else (BURST, LASTING)
+            self._budget = min(float(most), self._budget + (now - self._last) * lasting) - 1.0
             self._last = now
-            added = self._blame(now) if self._budget < 0.0 else []
+            added = self._blame(now, self._recent) if self._budget < 0.0 else []
         if count == 10 ** (len(str(count)) - 1):  # 1, 10, 100, ...
             logger.warning("%d handshake(s) with %s have failed, lately by %s (%s)", count, self.address, last, why)
+        self._tell(added, "handshakes fail too fast")
+
+    def _tell(self, added: list[Source], why: str) -> None:
         if added:
             names = ", ".join(map(str, added))
-            logger.warning(
-                "%s is kept out of %s for %g s: handshakes fail too fast", names, self.address, self._penalty
-            )
+            logger.warning("%s: most connections to %s are refused, until it stops: %s", names, self.address, why)
 
-    def _blame(self, now: float) -> list[Host]:
+    def _blame(self, now: float, suspects: Iterable[Host | None]) -> list[Source]:
         """Keep out who knocks most. With the lock held; returns who is new."""
-        self._budget = BURST / 2
+        self._budget = float(BURST_OUTSIDE)
         if self._doorway is None:
             return []
-        seen = Counter(self._recent)
-        blamed = [host for host, count in seen.most_common(MOST_HOSTS) if count * BLAMED >= RECENT]
-        if not blamed:
+        blamed = worst_of([host for host in suspects if host is not None])
+        added = [host for host in blamed if host not in self._kept_out]
+        if not (added or self._kept_out):
             return []
-        kept = {host: until for host, until in self._kept_out.items() if until > now}
-        added = [host for host in blamed if host not in kept]
-        kept |= dict.fromkeys(blamed, now + self._penalty)
+        kept = self._kept_out | dict.fromkeys(blamed, now + PENALTY)
         while len(kept) > MOST_HOSTS:
             del kept[min(kept, key=lambda host: kept[host])]
-        if not added:
-            self._share = SHARES[-1]
-        if not self._doorway.keep_out(kept, self._share):
+        share = min(MOST_SHARE, 16 * self._share) if not added else max(FIRST_SHARE, self._share)
+        if not self._doorway.keep_out(kept, share):
             return []
+        if not self._kept_out:
+            self._rate, self._since_look, self._looked = WANTED, 0, now
         self._kept_out = kept
+        self._share = share
         self.refused["hosts kept out"] += len(added)
-        if self._reopener is None:
-            self._reopener = threading.Thread(target=self._reopen, name="zrpc-gate", daemon=True)
-            self._reopener.start()
+        if self._looker is None:
+            self._looker = threading.Thread(target=self._watch, name="zrpc-gate", daemon=True)
+            self._looker.start()
         return added
 
-    def kept_out(self) -> list[Host]:
+    def kept_out(self) -> list[Source]:
         """Who is kept out now."""
         with self._lock:
             return list(self._kept_out)
 
-    def _reopen(self) -> None:
-        """Let hosts in when their time is over. A thread that there is only while somebody is kept out."""
-        while True:
+    @property
+    def share(self) -> int:
+        """Of so many connection requests of who is kept out one is let through."""
+        return self._share
+
+    def _watch(self) -> None:
+        """Look on while somebody is kept out, in a thread that there is only then."""
+        while not self._over.wait(self._interval):
             with self._lock:
-                now = self._clock()
-                due = [host for host, until in self._kept_out.items() if until <= now]
-                for host in due:
-                    del self._kept_out[host]
-                if due and self._doorway is not None:
-                    if self._kept_out:
-                        self._doorway.keep_out(self._kept_out, self._share)
-                    else:
-                        self._share = SHARES[0]
-                        self._doorway.let_in()
-                if not self._kept_out or self._over.is_set():
-                    self._reopener = None
+                self._look(self._clock())
+                if not self._kept_out:
+                    self._looker = None
                     return
-                pause = min(self._kept_out.values()) - now
-            self._over.wait(max(0.0, pause))
+
+    def _look(self, now: float) -> None:
+        """Let in more or less of those who are kept out, by how many failures came since the last look. With the lock."""
+        passed = now - self._looked
+        if passed < self._interval / 2:
+            return
+        self._rate += (self._since_look / passed - self._rate) / 2
+        self._since_look, self._looked = 0, now
+        kept = {host: until for host, until in self._kept_out.items() if until > now}
+        change = factor(self._rate)
+        if change < 1.0 and self._handshakes.stale(now):
+            change = 1.0
+        share = min(MOST_SHARE, max(1, int(self._share * change)))
+        self._rate *= self._share / share  # what it is to be expected to be
+        if share > 1 and kept:
+            if (share, kept) != (self._share, self._kept_out) and self._doorway is not None:
+                self._doorway.keep_out(kept, share)
+            self._share, self._kept_out = share, kept
+        else:
+            self._share, self._kept_out = FIRST_SHARE, {}
+            self._budget, self._last = float(BURST_OUTSIDE), now
+            if self._doorway is not None:
+                self._doorway.let_in()
 
     def close(self) -> None:
         """The listener closes: the copy of its socket must not outlive it."""
         self._over.set()
         with self._lock:
             doorway, self._doorway = self._doorway, None
-            reopener = self._reopener
+            looker = self._looker
         if doorway is not None:
             doorway.close()
-        if reopener is not None:
-            reopener.join(5)
+        if looker is not None:
+            looker.join(5)
+
+
+def factor(rate: float) -> float:
+    """By how much the share of what is let through is made smaller at so many failures a second; under 1: larger."""
+    if rate > WANTED * 4:
+        return 4.0
+    if rate > WANTED * 1.5:
+        return 2.0
+    if rate < WANTED / 8:
+        return 0.25
+    return 0.5 if rate < WANTED / 2 else 1.0
+
+
+def worst_of(hosts: list[Host]) -> list[Source]:
+    """Who makes a good part of these connections: a host, or this host under many of its addresses."""
+    seen = Counter(hosts)
+    enough = max(len(hosts), RECENT)
+    found: list[Source] = [host for host, count in seen.most_common(MOST_HOSTS) if count * BLAMED >= enough]
+    if not found and sum(count for host, count in seen.items() if host in LOOPBACK) * BLAMED >= enough:
+        found.append(LOOPBACK)
+    return found

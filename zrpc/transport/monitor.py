@@ -62,7 +62,9 @@ DENIED = "denied"
 """What the doorkeeper has refused, and counts itself."""
 _DENIED = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
-GATE_EVENTS = _FAILED | _DENIED | _ACCEPTED | int(zmq.EVENT_LISTENING)
+_SUCCEEDED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+_DISCONNECTED = int(zmq.EVENT_DISCONNECTED)
+GATE_EVENTS = _FAILED | _DENIED | _ACCEPTED | _SUCCEEDED | _DISCONNECTED | int(zmq.EVENT_LISTENING)
 _FAILURES = {
     int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC): "wrong key",
     int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH): "not encrypted",
@@ -75,8 +77,11 @@ def tell_gate(gate: Gate, events: list[tuple[int, int]]) -> None:
     newest = {value: index for index, (event, value) in enumerate(events) if event == _ACCEPTED}
     for index, (event, value) in enumerate(events):
         if event == _ACCEPTED:
-            if newest[value] == index:
-                gate.accepted(value)
+            gate.accepted(value, newest[value] == index)
+        elif event == _SUCCEEDED:
+            gate.succeeded()
+        elif event == _DISCONNECTED:
+            gate.closed(value)
         elif event & _FAILED:
             gate.failed(_FAILURES.get(value, "handshake failed"))
         elif event == _DENIED:

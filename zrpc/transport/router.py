@@ -22,12 +22,13 @@ import zmq
 from zrpc.errors import ConfigError, Unavailable
 from zrpc.transport.base import Frames, Received, RouteGone, TransportStatistics
 from zrpc.transport.curve import Doorkeeper, Keyring, require_curve
-from zrpc.transport.gate import Doorway, Gate
+from zrpc.transport.doorway import Doorway
+from zrpc.transport.gate import Gate
 from zrpc.transport.landing import Landing
 from zrpc.transport.monitor import DENIED, GATE_EVENTS, Monitor, tell_gate
 from zrpc.transport.streaming import Streams
 from zrpc.wire.limits import DEFAULT_LIMITS, Limits
-from zrpc.wire.streams import MARK, is_large
+from zrpc.wire.streams import FRAME_BYTES, MARK, is_large
 
 HEARTBEATS_MS = {"broker": (500, 1500), "member": (2000, 10_000)}
 """How often ZeroMQ asks whether the peer's process still answers, and how long it waits, by who listens; off by default in
@@ -400,6 +401,8 @@ class ZmqTransport:
         check_address(address)
         socket = self._socket(zmq.ROUTER, role)
         socket.router_mandatory = 1
+        # ZeroMQ takes a frame of a handshake in as any other, before anybody has shown a key.
+        socket.maxmsgsize = min(self._limits.message_bytes, FRAME_BYTES)
         if self._own is not None:
             assert self._keyring is not None
             pair = self._keyring.pair(role)

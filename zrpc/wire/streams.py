@@ -37,6 +37,9 @@ WINDOW_BYTES: Final = 16 << 20
 CREDIT_BYTES: Final = 4 << 20
 """Credit is given for so many bytes at a time."""
 
+FRAME_BYTES: Final = 2 << 20
+"""No frame that is sent is larger: a header with all its limits allow, a small body and small buffers; or a piece."""
+
 Take = Callable[[int], memoryview]
 """Gives writable memory of a size, which nothing else uses."""
 
