@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from succession_world import A, B, MemberPlace, World
 
+from zrpc.protocol.contexts import MAX_WORKER
 from zrpc.protocol.effects import (
     Fenced,
     MemberGone,
@@ -15,6 +16,7 @@ from zrpc.protocol.effects import (
     StopRequested,
     TookOver,
 )
+from zrpc.protocol.primary import BLOCK
 
 
 def begun(count: int = 3, seed: int = 0) -> World:
@@ -87,7 +89,30 @@ def test_ids_go_on_where_nobody_has_given_any() -> None:
     late = world.add("late")
     world.run(1)
     assert late.session.id not in ids
-    assert late.session.id >= 10_000
+    assert late.session.id >= BLOCK
+
+
+def test_ids_stay_as_small_as_distributed_autograd_needs_them() -> None:
+    world = begun()
+    names = (A, B)
+    for number in range(12):
+        victim, other = names[number % 2], names[1 - number % 2]
+        world.kill_broker(victim)
+        world.run(4)
+        world.start_broker(victim, other)
+        late = world.add(f"late{number}")
+        world.run(2)
+        assert late.session.state == "up"
+        assert late.session.id < (number + 2) * BLOCK
+    for address in names:
+        world.kill_broker(address)
+    world.start_broker(A, B)
+    world.start_broker(B, A)
+    world.run(15)
+    late = world.add("last")
+    world.run(4)
+    world.assert_agreed()
+    assert late.session.id <= MAX_WORKER
 
 
 def test_a_name_keeps_its_id_over_the_take_over() -> None:

@@ -203,6 +203,10 @@ class Record:
         }
 
 
+UNKNOWN: Final = 1 << 14
+"""The first id that a broker gives which knows nothing of those before it."""
+
+
 class Book:
     """Records by name, id and route; gives ids, incarnations and lives."""
 
@@ -281,9 +285,9 @@ class Book:
         self._floor = max(self._floor, floor)
 
     def begin_unknowing(self) -> None:
-        """This cluster had brokers of which nothing is known: ids begin at a number that none of them has reached, the
-        seconds since 2020, as lives do."""
-        self.raise_floor(self._later_life)
+        """This cluster had brokers of which nothing is known: ids begin at a number that few clusters reach, until members
+        that return have said which they had. Larger ones than 15 bits are of no use to distributed autograd."""
+        self.raise_floor(UNKNOWN)
 
     def _next_free_id(self) -> int:
         while self._next_id in self.by_id or self._next_id in self._forgotten:

@@ -36,8 +36,10 @@ from zrpc.protocol.registry import RESEND, Registry
 from zrpc.wire.messages import MAX_ID, Challenge, Goodbye, Hello, Refusal, Stop
 from zrpc.wire.succession import Follow, Replica, Vote
 
-BLOCK: Final = 10_000
-"""Ids that are set aside for the broker: so many new names it can take while its standby is away."""
+BLOCK: Final = 256
+"""Ids that are set aside for the broker, or as many as it has members if these are more: so many new names it can take while
+its standby is away, at least half of them. Each take-over may skip as many, and ids are to stay small: distributed autograd
+has 15 bits for one."""
 MAX_EARLY: Final = 4096
 REMEMBERED: Final = 64
 """Times of REPLICAs that an answer may still come to."""
@@ -283,8 +285,9 @@ class Primary:
     def _replica(self, pair: Pair, previous: int, full: bool, entries: tuple[Any, ...], now: float) -> Effect:
         assert pair.route is not None
         book, options = self.registry.book, self.registry.options
-        if book.floor + BLOCK // 2 > pair.floor:
-            pair.floor = min(book.floor + BLOCK, MAX_ID)
+        block = max(BLOCK, book.living_count)
+        if book.floor + block // 2 > pair.floor:
+            pair.floor = min(book.floor + block, MAX_ID)
         self._beat += 1
         pair.sent.append((self._beat, now))
         replica = Replica(
