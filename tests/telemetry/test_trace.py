@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+from interleaving import at_each_step
 
 from zrpc.clock import monotonic, monotonic_ns, to_ns
 from zrpc.errors import FrameError
@@ -336,3 +337,17 @@ def test_what_is_not_a_span_is_refused(row: object) -> None:
     assert read_span(GOOD).times == (1, 2, 3, 4, 5)
     with pytest.raises(FrameError):
         read_span(row)
+
+
+def test_a_call_that_begins_while_a_timed_trace_ends() -> None:
+    def make() -> tuple[Any, Any]:
+        tracer = Tracer()
+        tracer.start("one", seconds=60.0)
+
+        def rival() -> None:
+            if not tracer._lock.locked():
+                tracer.stop("one")
+
+        return lambda: tracer.begin(Envelope(Kind.CALL, 1, 2, 3, 4), "f", 5), rival
+
+    assert sum(1 for _ in at_each_step(make)) > 20

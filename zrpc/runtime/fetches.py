@@ -20,17 +20,19 @@ Answer = Callable[[Any, BaseException | None, Codec], None]
 class Fetch:
     """One fetch of a value of this worker."""
 
-    __slots__ = ("_answer", "_owned", "rref_id")
+    __slots__ = ("_answers", "_owned", "rref_id")
 
     def __init__(self, rref_id: RRefId, owned: OwnedValue, answer: Answer) -> None:
         self.rref_id = rref_id
         self._owned = owned
-        self._answer: Answer | None = answer
+        self._answers = [answer]
 
     def end(self) -> Answer | None:
-        """The answer to give, to the first who asks for it."""
-        answer, self._answer = self._answer, None
-        return answer
+        """The answer to give, to the first who asks for it. From any thread."""
+        try:
+            return self._answers.pop()  # one step: who sets the value holds no lock here, who gives up does
+        except IndexError:
+            return None
 
     def give_up(self) -> bool:
         """Its time is over; False if it has been answered. Under the lock of the references."""

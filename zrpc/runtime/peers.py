@@ -119,10 +119,13 @@ class Peer:
 
     def _ask_for_lane(self) -> None:
         """Ask the peer for an offer, if it is time to."""
-        seek = self._book.seek_lane
-        if self._ask_at is None or seek is None or monotonic() < self._ask_at:
+        seek, ask_at = self._book.seek_lane, self._ask_at
+        if ask_at is None or seek is None or monotonic() < ask_at:
             return
-        self._ask_at = None
+        with self._lock:  # of several threads that come here at once, one asks
+            if self._ask_at is None:
+                return
+            self._ask_at = None
         with suppress(Unavailable):  # then nothing else will go either, and says so
             seek(self)
 

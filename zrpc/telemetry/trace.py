@@ -332,7 +332,8 @@ class Tracer:
 
     def _look_around(self, envelope: Envelope, name: str, peer: int, parent: str | None) -> tuple[str | None, str]:
         """As `begin`, minding whatever there is: the call's parent's trace parent, and its own."""
-        if self._until is not None and self._until < self._clock():
+        until = self._until  # once: another thread may end the session meanwhile
+        if until is not None and until < self._clock():
             self._expire()
         return self._enter(
             REMOTE if envelope.kind == Kind.REMOTE_CALL else CALL, name, peer, self._local.place or parent
