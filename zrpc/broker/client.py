@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from zrpc.broker.lines import Lines, split_addresses
+from zrpc.broker.reach import Reach
 from zrpc.clock import Clock, earliest, monotonic, time_left
 from zrpc.errors import (
     BrokerUnreachable,
@@ -58,10 +59,6 @@ from zrpc.wire.messages import GroupProgress, Hello, Member, Welcome, read, seal
 from zrpc.wire.succession import MEMBER_READS
 
 CLIENT_LIMITS: Final = Limits(message_bytes=64 * MIB, header_bytes=64 * 1024, buffers=0, code_bytes=0)
-DENIED_PATIENCE: Final = 2.0
-"""Seconds of denied handshakes after which joining gives up: a wrong key does not become right by waiting, while a
-broker that ends in the middle of a handshake looks the same for a moment."""
-
 WHY_SILENT: Final[Mapping[str, str]] = {
     "": "no answer",
     "connected": "it took the connection and did not answer",
@@ -101,7 +98,6 @@ class BrokerClient:
     ) -> None:
         self.address = address
         self._patience = patience
-        self._lost_at: float | None = None
         self._clock = clock
         self._wake = wake
         self._statistics = statistics
@@ -113,11 +109,10 @@ class BrokerClient:
         self._changed = threading.Condition(self._lock)
         self._is_undrained = False
         self._is_closed = False
-        self._last_change = ""
-        self._denied_at: float | None = None
         self.unreadable = 0
         """Messages from the broker that could not be read."""
         self.link = Lines(transport, addresses)
+        self._reach = Reach(self.link.addresses)
         self.watch = self.link.watch
 
     def __repr__(self) -> str:
@@ -214,10 +209,11 @@ class BrokerClient:
             news = self._pump(self._clock(), strict=True)
 
     def _denial_deadline(self) -> float | None:
-        return None if self._denied_at is None else self._denied_at + DENIED_PATIENCE
+        return self._reach.denied_until()
 
     def _patience_deadline(self) -> float | None:
-        return None if self._patience is None or self._lost_at is None else self._lost_at + self._patience
+        lost_at = self._reach.lost_since()
+        return None if self._patience is None or lost_at is None else lost_at + self._patience
 
     def _check_patience(self, began: float, now: float, deadline: float | None, last: GroupProgress | None) -> None:
         """Raise when it is time to give up."""
@@ -226,7 +222,7 @@ class BrokerClient:
         if all(limit is None or now < limit for limit in (deadline, denied, given_up)):
             return
         if last is None or denied is not None or given_up is not None:
-            raise BrokerUnreachable(self.address, now - began, WHY_SILENT[self._last_change])
+            raise BrokerUnreachable(self.address, now - began, WHY_SILENT[self._reach.last])
         what = f"waiting for the group of worker {self._session.hello.name!r}"
         raise GroupTimeout(what, now - began, last.present, last.missing, last.short)
 
@@ -270,15 +266,7 @@ class BrokerClient:
                 return news
 
     def _note_change(self, address: str, what: str, now: float) -> list[News]:
-        self._last_change = what
-        if what == "connected":
-            self._lost_at = None
-        elif self._lost_at is None:
-            self._lost_at = now
-        if what != "denied":
-            self._denied_at = None
-        elif self._denied_at is None:
-            self._denied_at = now
+        self._reach.note(address, what, now)
         return self._feed(LineChange(address, what), now)
 
     def _take(self, address: str, frames: Any, now: float, strict: bool) -> list[News]:

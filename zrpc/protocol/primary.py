@@ -37,9 +37,9 @@ from zrpc.wire.messages import MAX_ID, Challenge, Goodbye, Hello, Refusal, Stop
 from zrpc.wire.succession import Follow, Replica, Vote
 
 BLOCK: Final = 256
-"""Ids that are set aside for the broker, or as many as it has members if these are more: so many new names it can take while
-its standby is away, at least half of them. Each take-over may skip as many, and ids are to stay small: distributed autograd
-has 15 bits for one."""
+"""Ids that are set aside for the broker, or as many as it has members if these are more: so many new names, at least half
+of them, it can take while its standby is away. Each take-over may skip as many, and ids are to stay small: distributed
+autograd has 15 bits for one."""
 MAX_EARLY: Final = 4096
 REMEMBERED: Final = 64
 """Times of REPLICAs that an answer may still come to."""
