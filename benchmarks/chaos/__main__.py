@@ -1,12 +1,13 @@
 """Twelve workers under mixed load, and everything that goes wrong in a cluster, at random, for some minutes.
 
-    python -m benchmarks.chaos --minutes 2 [--workers 12] [--seed N] [--no-namespaces]
+    python -m benchmarks.chaos --minutes 2 [--workers 12] [--seed N] [--no-namespaces] [--no-standby]
     python -m benchmarks.chaos --calm --minutes 20 --workers 3      no faults: do memory and descriptors stay flat?
 
-Workers are killed and come again under their names, are stopped (SIGSTOP) and go on, are cut off; the broker is killed and
-comes again. In the end the faults stop, the load stops, and it is counted: calls and how they ended, calls that hung,
-functions that ran twice, references, descriptors, shared memory and processes that are left. The exit code is 1 when a
-promise is broken.
+Workers are killed and come again under their names, are stopped (SIGSTOP) and go on, are cut off. So are the broker and its
+standby, together and one after the other; they come again as a launcher starts them, and are parted from each other. When a
+broker is lost, a newcomer tries to join, and it is noted how long that takes. In the end the faults stop, the load stops,
+and it is counted: calls and how they ended, calls that hung, functions that ran twice, ids that were given twice,
+references, descriptors, shared memory and processes that are left. The exit code is 1 when a promise is broken.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chaos.brokers import Brokers
 from benchmarks.chaos.growth import Growth
 from benchmarks.chaos.load import NUMBER
 from benchmarks.chaos.namespaces import Namespaces, NotPermitted
@@ -37,12 +40,14 @@ DESCRIPTORS_PER_PEER = 40
 are over are closed."""
 PAUSE = (0.3, 2.0)
 """Seconds between two faults."""
+BROKERS_SHARE = 0.2
+"""How many of all faults are those of brokers."""
 
 
 class Chaos:
     """One run."""
 
-    def __init__(self, workers: int, seed: int, namespaces: Namespaces | None) -> None:
+    def __init__(self, workers: int, seed: int, namespaces: Namespaces | None, standby: bool = True) -> None:
         self.chance = random.Random(seed)
         self.folder = Path(tempfile.mkdtemp(prefix="zrpc-chaos-"))
         self.key = str(self.folder / "key")
@@ -56,10 +61,13 @@ class Chaos:
         self.growth = Growth()
         self.is_calm = False
         self.later: list[tuple[float, Any]] = []
-        self.broker: Node | None = None
-        self.address = "tcp://127.0.0.1:0" if namespaces is None else f"tcp://{namespaces.host(0)}:0"
+        self.cut_off: set[int] = set()
+        self.lives: deque[tuple[str, list[int]]] = deque()
         self.nodes: dict[str, Node] = {}
-        self.start_broker("first")
+        places = (workers + 1, workers + 2)
+        self.brokers = Brokers(
+            self.folder, self.key, namespaces, places, self.chance, self.in_a_while, workers, standby, self.tell
+        )
         for index in range(workers):
             self.start(f"w{index}", index + 1)
 
@@ -68,20 +76,22 @@ class Chaos:
     def _command(self, place: int) -> list[str]:
         return [] if self.namespaces is None else self.namespaces.command(place)
 
-    def start_broker(self, which: str = "next") -> None:
-        command = [*self._command(0), *NODE, "broker", self.address, self.key, which]
-        self.broker = Node("broker", 0, command, str(self.folder / "broker.log"))
-        said = self.broker.wait_for("broker", 150)
-        if said is None:
-            self.problems.append("a broker did not start")
-        else:
-            self.address = said["broker"]
-
     def start(self, name: str, place: int) -> None:
         host = "127.0.0.1" if self.namespaces is None else self.namespaces.host(place)
-        command = [*self._command(place), *NODE, "worker", name, self.address, self.key, str(self.folder)]
+        command = [*self._command(place), *NODE, name, self.brokers.addresses, self.key, str(self.folder)]
         command.append(f"tcp://{host}:0")
-        self.nodes[name] = Node(name, place, command, str(self.folder / f"{name}.log"))
+        self.nodes[name] = Node(name, place, command, str(self.folder / f"{name}.log"), self.hear)
+
+    def tell(self, what: str) -> None:
+        """A line of the story of this run, which is in its folder: seconds of the clock that all processes share."""
+        with open(self.folder / "story", "a") as file:
+            file.write(f"{time.monotonic():.3f} {what}\n")
+
+    def hear(self, node: Node, message: dict[str, Any]) -> None:
+        """A worker has said something; in a thread that reads."""
+        if "up" in message:
+            self.lives.append((node.name, message["life"]))
+            self.tell(f"{node.name} is up: {message['life']}")
 
     def keep_up(self) -> None:
         """Start again who has ended."""
@@ -108,41 +118,44 @@ class Chaos:
         nodes = [node for node in self.nodes.values() if node.is_alive() and not node.is_frozen]
         if len(nodes) < 3:
             return
+        if self.chance.random() < BROKERS_SHARE:
+            self.brokers.misbehave(sum(node.is_frozen for node in self.nodes.values()) + len(self.cut_off))
+            return
         node = self.chance.choice(nodes)
-        kinds = [self.kill, self.kill, self.freeze, self.freeze, self.kill_broker]
-        kinds += [self.cut, self.cut] if self.namespaces is not None else []
+        kinds = [self.kill, self.freeze]
+        kinds += [self.cut] if self.namespaces is not None else []
+        self.brokers.outages.note_blow()
         self.chance.choice(kinds)(node)
 
     def kill(self, node: Node) -> None:
         self.faults["killed"] += 1
+        self.tell(f"{node.name} is killed")
         node.signal(signal.SIGKILL)
 
     def freeze(self, node: Node) -> None:
         self.faults["stopped"] += 1
+        self.tell(f"{node.name} is stopped")
         node.is_frozen = True
         node.signal(signal.SIGSTOP)
         self.in_a_while(self.chance.choice((0.3, 1.5, 5.0)), lambda: self.thaw(node))
 
     def thaw(self, node: Node) -> None:
         node.is_frozen = False
+        self.tell(f"{node.name} goes on")
         node.signal(signal.SIGCONT)
 
     def cut(self, node: Node) -> None:
         assert self.namespaces is not None
         self.faults["cut off"] += 1
+        self.tell(f"{node.name} is cut off")
         self.namespaces.cut(node.place)
+        self.cut_off.add(node.place)
         self.in_a_while(self.chance.choice((0.5, 3.0, 6.0)), lambda: self.heal(node.place))
 
     def heal(self, place: int) -> None:
         assert self.namespaces is not None
         self.namespaces.heal(place)
-
-    def kill_broker(self, _node: Node) -> None:
-        if self.broker is not None and self.broker.is_alive():
-            self.faults["broker killed"] += 1
-            self.broker.signal(signal.SIGKILL)
-            self.broker.process.wait()
-            self.in_a_while(self.chance.choice((0.2, 1.0, 3.0)), self.start_broker)
+        self.cut_off.discard(place)
 
     def in_a_while(self, seconds: float, what: Any) -> None:
         self.later.append((time.monotonic() + seconds, what))
@@ -186,6 +199,7 @@ class Chaos:
         while time.monotonic() < end:
             now = time.monotonic()
             self.do_what_is_due()
+            self.brokers.look()
             self.keep_up()
             self.growth.look({node.name: node.process.pid for node in self.nodes.values() if node.is_alive()}, now)
             if self.is_calm and now >= next_fault:
@@ -195,16 +209,18 @@ class Chaos:
                 self.misbehave()
                 next_fault = now + self.chance.uniform(*PAUSE)
             time.sleep(0.1)
-        self.do_what_is_due(everything=True)
+        while self.later:  # what is put off may put something off
+            self.do_what_is_due(everything=True)
 
     def settle(self) -> list[dict[str, Any]]:
         """No more faults: wait until all are up, stop the load, and until nothing is left of references."""
         deadline = time.monotonic() + 150
         quiet_since = time.monotonic()
         while time.monotonic() < min(deadline, quiet_since + 30):  # who is fenced has ended, and is up again
-            if not all(node.is_alive() for node in self.nodes.values()):
+            if not all(node.is_alive() for node in self.nodes.values()) or not self.brokers.is_settled():
                 quiet_since = time.monotonic()
             self.keep_up()
+            self.brokers.keep_up()
             time.sleep(1.0)
         for node in self.nodes.values():
             node.tell("quiet")
@@ -238,18 +254,20 @@ class Chaos:
                 self.problems.append(f"{report['name']}: {report['descriptors']} descriptors, more than {most}")
         missing = set(self.nodes) - {report["name"] for report in reports}
         self.problems += [f"{name} does not report" for name in sorted(missing)]
+        self.brokers.check(set(self.nodes))
         for node in self.nodes.values():
             if not node.end(40):
                 self.problems.append(f"{node.name} did not end")
-        if self.broker is not None:
-            self.broker.end(10)
+        self.brokers.end()
+        self.problems += self.brokers.problems + self.given_twice()
         twice, ran = self.ran_twice()
         left = [name for name in os.listdir("/dev/shm") if "zrpc" in name]
         self.problems += [f"shared memory is left: {left}"] if left else []
         self.problems += [f"{twice} functions ran twice"] if twice else []
         summary = {
             "minutes": minutes,
-            "faults": dict(self.faults),
+            "faults": dict(self.faults + self.brokers.faults),
+            "take-overs": self.brokers.outages.summary(),
             "calls made": sum(self.made.values()),
             "by kind": dict(self.made),
             "ended by": dict(self.ends),
@@ -266,6 +284,19 @@ class Chaos:
         print(json.dumps(summary, indent=2))
         return int(bool(self.problems))
 
+    def given_twice(self) -> list[str]:
+        """Lives that were given to two processes, and ids that were given to two names."""
+        lives: dict[tuple[str, int], str] = {}
+        found = []
+        for name, (worker_id, life, incarnation) in [*self.lives, *self.brokers.lives]:
+            for what, number, owner in (
+                ("incarnation", incarnation, f"{name}, life {life}"),
+                ("id", worker_id, name),
+            ):
+                if lives.setdefault((what, number), owner) != owner:
+                    found.append(f"{what} {number} was given twice: to {lives[what, number]} and to {owner}")
+        return found
+
     def ran_twice(self) -> tuple[int, int]:
         """Functions that ran more than once for one call, and how many ran."""
         seen: Counter[bytes] = Counter()
@@ -276,7 +307,7 @@ class Chaos:
         return sum(count > 1 for count in seen.values()), len(seen)
 
     def close(self) -> None:
-        for node in [*self.nodes.values(), *([self.broker] if self.broker else [])]:
+        for node in [*self.nodes.values(), *self.brokers.nodes()]:
             if node.is_alive():
                 node.process.kill()
                 node.process.wait()
@@ -292,18 +323,20 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--no-namespaces", action="store_true", help="one network for all, without cuts")
+    parser.add_argument("--no-standby", action="store_true", help="one broker, that is killed and started again")
     parser.add_argument("--calm", action="store_true", help="no faults; memory and descriptors are looked at")
     given = parser.parse_args()
     namespaces = None
     if not given.no_namespaces:
         try:
-            namespaces = Namespaces(given.workers)
+            namespaces = Namespaces(given.workers + 2)
         except NotPermitted as error:
             print(f"no worker is cut off in this run, because namespaces cannot be made here: {error}", flush=True)
     print(f"seed {given.seed}", flush=True)
     chaos = None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and take processes and namespaces along
     try:
-        chaos = Chaos(given.workers, given.seed, namespaces)
+        chaos = Chaos(given.workers, given.seed, namespaces, not given.no_standby)
         chaos.is_calm = given.calm
         chaos.run(given.minutes)
         if given.calm and given.minutes >= 3:  # a shorter one is still warming up

@@ -28,6 +28,8 @@ NUMBER = struct.Struct("<QQ")
 BACKWARD_SECONDS = 3 * 8.0
 """What a backward pass may take at most: three rounds of messages, each with the nodes' `rpc_timeout`."""
 THREADS = 2
+PROBE = "probe-"
+"""How names begin of those that join, and do nothing."""
 
 _run_log: list[int] = []
 
@@ -113,8 +115,7 @@ class Load:
         kinds = [self._python, self._python, self._script, self._script, self._async, self._remote, self._bulk]
         kinds += [self._autograd, self._retried]
         while not self._stopping.is_set():
-            me = current_agent().info.name
-            others = [info.name for info in zrpc.get_workers() if info.name != me]
+            others = workers_but(current_agent().info.name)
             if not others:
                 self._stopping.wait(0.1)
                 continue
@@ -181,14 +182,14 @@ class Load:
 
     def _retried(self, to: str, number: int, timeout: float, chance: random.Random) -> str:
         """A call that may be repeated, on any worker."""
-        others = [info.name for info in zrpc.get_workers() if info.name != current_agent().info.name]
+        others = workers_but(current_agent().info.name)
         got = zrpc.rpc_sync(others or [to], run_script, args=(torch.ones(4), number), timeout=timeout, idempotent=True)
         return "" if torch.equal(got, torch.full([4], 2.0 + number)) else f"{got}"
 
     def _autograd(self, to: str, number: int, timeout: float, chance: random.Random) -> str:
         """A context with a call in it, maybe one that makes another, and a backward pass through them."""
         by = float(chance.randrange(1, 9))
-        then = chance.choice(["", *(info.name for info in zrpc.get_workers() if info.name != to)])
+        then = chance.choice(["", *workers_but(to)])
         with zrpc.autograd.context() as context:
             leaf = torch.ones(4, requires_grad=True)
             got = zrpc.rpc_sync(to, multiply, args=(self._high, number, leaf, by, then), timeout=timeout)
@@ -208,12 +209,16 @@ class Load:
         if chance.random() < 0.5:
             got = float(made.to_here(timeout)[0])
         else:
-            me = current_agent().info.name
-            third = chance.choice([info.name for info in zrpc.get_workers() if info.name != me])
+            third = chance.choice(workers_but(current_agent().info.name) or [to])
             with self._lock:
                 second = next(self._numbers)
             got = zrpc.rpc_sync(third, read_value, args=(self._high, second, made), timeout=timeout)
         return "" if got == want else f"{got}, not {want}"
+
+
+def workers_but(name: str) -> list[str]:
+    """All workers but that one, and those that only look whether they are let in."""
+    return [info.name for info in zrpc.get_workers() if info.name != name and not info.name.startswith(PROBE)]
 
 
 def secrets_of_process() -> int:

@@ -23,7 +23,7 @@ def ip(*words: str) -> None:
 
 
 class Namespaces:
-    """Place 0 is the broker's, beside the bridge; workers have 1 to `count`."""
+    """Place 0 is the hub, beside the bridge, and cannot be cut off; the others are 1 to `count`."""
 
     def __init__(self, count: int) -> None:
         self._prefix = f"zc{os.getpid() % 100_000}"
@@ -64,11 +64,23 @@ class Namespaces:
         return ["ip", "netns", "exec", self._names[place]]
 
     def cut(self, place: int) -> None:
-        """Cut a worker off from everybody."""
+        """Cut a place off from everybody."""
         ip("-n", self._names[0], "link", "set", f"p{place}", "down")
 
     def heal(self, place: int) -> None:
         ip("-n", self._names[0], "link", "set", f"p{place}", "up")
+
+    def part(self, one: int, other: int) -> None:
+        """Have nothing pass between two places, which everybody else reaches."""
+        self._route("add", one, other)
+        self._route("add", other, one)
+
+    def rejoin(self, one: int, other: int) -> None:
+        self._route("del", one, other)
+        self._route("del", other, one)
+
+    def _route(self, verb: str, one: int, other: int) -> None:
+        ip("-n", self._names[one], "route", verb, "blackhole", f"{self.host(other)}/32")
 
     def close(self) -> None:
         for name in self._names:

@@ -1,7 +1,6 @@
-"""A worker of the chaos, or its broker, as a process of its own: told what to do by lines on its standard input.
+"""A worker of the chaos as a process of its own: told what to do by lines on its standard input.
 
-python -m benchmarks.chaos.node worker NAME BROKER KEY FOLDER BIND      lines: quiet, report, exit
-python -m benchmarks.chaos.node broker ADDRESS KEY first|next
+python -m benchmarks.chaos.node NAME BROKER KEY FOLDER BIND      lines: quiet, report, exit
 """
 
 from __future__ import annotations
@@ -18,11 +17,7 @@ from typing import Any
 import zrpc
 from benchmarks.chaos.load import Load, open_run_log
 from benchmarks.chaos.memory import holdings
-from zrpc.broker.server import BrokerServer
-from zrpc.protocol.membership import RegistryOptions
 from zrpc.runtime.context import current_agent
-from zrpc.transport.curve import load_key_file
-from zrpc.transport.router import ZmqTransport
 
 
 def say(what: dict[str, Any]) -> None:
@@ -52,7 +47,7 @@ def be_worker(name: str, broker: str, key: str, folder: str, bind: str) -> int:
     agent = current_agent()
     load = Load(os.getpid())
     load.start()
-    say({"up": name})
+    say({"up": name, "life": [agent.info.id, agent.identity.life, agent.identity.incarnation]})
 
     def obey() -> None:
         for line in sys.stdin:
@@ -75,17 +70,5 @@ def be_worker(name: str, broker: str, key: str, folder: str, bind: str) -> int:
     return 0
 
 
-def be_broker(address: str, key: str, which: str) -> int:
-    transport = ZmqTransport(load_key_file(key), "broker")
-    server = BrokerServer(transport, address, cluster="chaos", options=RegistryOptions(is_successor=which == "next"))
-    server.start()
-    say({"broker": server.address})
-    sys.stdin.read()
-    server.stop()
-    transport.close()
-    return 0
-
-
 if __name__ == "__main__":
-    role, *rest = sys.argv[1:]
-    raise SystemExit(be_worker(*rest) if role == "worker" else be_broker(*rest))
+    raise SystemExit(be_worker(*sys.argv[1:]))

@@ -10,26 +10,40 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 NODE = [sys.executable, "-m", "benchmarks.chaos.node"]
+BROKER_NODE = [sys.executable, "-m", "benchmarks.chaos.brokernode"]
+LOOK = 0.5
+"""Seconds after which a wait for a message looks whether the process is still there."""
 
 
 class Node:
-    """A process with its messages. `place` is its namespace, if there are some."""
+    """A process with its messages. `place` is its namespace, if there are some. `heed` is given each message too, in the
+    thread that reads them."""
 
-    def __init__(self, name: str, place: int, command: Sequence[str], log: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        place: int,
+        command: Sequence[str],
+        log: str,
+        heed: Callable[[Node, dict[str, Any]], None] = lambda node, message: None,
+    ) -> None:
         self.name = name
         self.place = place
         self.is_frozen = False
+        self._heed = heed
         self.ended: dict[str, Any] | None = None
         self.said: queue.Queue[dict[str, Any]] = queue.Queue()
         with open(log, "ab") as file:
             self.process = subprocess.Popen(
                 list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, bufsize=1
             )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
@@ -38,6 +52,7 @@ class Node:
                 message = json.loads(line)
                 if "ended" in message:
                     self.ended = message
+                self._heed(self, message)
                 self.said.put(message)
 
     def tell(self, line: str) -> None:
@@ -48,13 +63,16 @@ class Node:
 
     def wait_for(self, key: str, timeout: float) -> dict[str, Any] | None:
         """The next message with this key; None at the timeout, or when the process has ended."""
-        try:
-            while True:
-                message = self.said.get(timeout=timeout)
+        deadline = time.monotonic() + timeout
+        while True:
+            was_alive = self.is_alive() or self._reader.is_alive()
+            with contextlib.suppress(queue.Empty):
+                message = self.said.get(timeout=LOOK)
                 if key in message:
                     return message
-        except queue.Empty:
-            return None
+                continue
+            if not was_alive or time.monotonic() >= deadline:
+                return None
 
     def is_alive(self) -> bool:
         return self.process.poll() is None
