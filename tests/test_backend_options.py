@@ -60,6 +60,11 @@ def test_device_maps_are_one_to_one() -> None:
     options.check_device_maps(["a", "w"], "a")
 
 
+def test_what_device_maps_say_that_is_not_done() -> None:
+    options = TensorPipeRpcBackendOptions(device_maps={"a": {0: 0}, "b": {"cuda:0": "cuda:1", 1: 0, 2: 2}})
+    assert options.unlike_names() == {"b": "cuda:0 to cuda:1, cuda:1 to cuda:0"}
+
+
 def test_devices_are_cuda_devices() -> None:
     with pytest.raises(ValueError, match="expect a list of CUDA devices, but got device type cpu"):
         TensorPipeRpcBackendOptions(devices=["cpu"])

@@ -204,6 +204,10 @@ def init_rpc(
 
 
 def _check_device_maps(agent: Agent, asked: TensorPipeRpcBackendOptions) -> None:
+    for name, devices in asked.unlike_names().items():
+        logger.warning(
+            "tensors sent to %s arrive on the device of the same name; its device map says %s", name, devices
+        )
     if asked.device_maps and agent.is_static:
         try:
             asked.check_device_maps([member.name for member in agent.members()], agent.info.name)

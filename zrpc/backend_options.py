@@ -35,8 +35,9 @@ class TensorPipeRpcBackendOptions(RpcBackendOptions):
     """The options of torch's TensorPipe backend, by the same names, for zrpc.
 
     `num_worker_threads`: user functions that run at once on this worker. `device_maps`: for each callee by name, a map of
-    this worker's devices to those there. `devices`: this worker's CUDA devices. `_transports` and `_channels` name parts of
-    TensorPipe; they are taken and have no effect. Raises `TypeError` for a wrong type and `ValueError` for a device map
+    this worker's devices to those there; whatever it says, tensors arrive on the device of the same name, and results of
+    a RemoteModule on the CPU. `devices`: this worker's CUDA devices. `_transports` and `_channels` name parts of
+    TensorPipe. These three are taken and have no effect. Raises `TypeError` for a wrong type and `ValueError` for a device map
     that is not one to one.
     """
 
@@ -81,6 +82,14 @@ class TensorPipeRpcBackendOptions(RpcBackendOptions):
                 f"Node {own_name} has invalid target node names in its device maps\n"
                 f"device maps = {self.device_maps.keys()}\nnode names = {sorted(names)}"
             )
+
+    def unlike_names(self) -> dict[str, str]:
+        """By callee, what its device map says that is not done: devices that would be mapped to others there."""
+        found = {
+            name: ", ".join(f"{mine} to {theirs}" for mine, theirs in devices.items() if mine != theirs)
+            for name, devices in self.device_maps.items()
+        }
+        return {name: text for name, text in found.items() if text}
 
     def to_agent_options(self, base: AgentOptions) -> AgentOptions:
         """`base` with what is said here."""

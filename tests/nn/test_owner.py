@@ -1,4 +1,4 @@
-"""What the owner of a remote module does. Its tensors move between devices: "meta" stands for CUDA where it can."""
+"""What the owner of a remote module does. Accelerators: see `tests/integration/test_devices.py`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,23 @@ class Hooked(nn.Module):
 
 def test_a_module_is_put_on_its_device() -> None:
     assert owner.create_module(nn.Linear, (2, 2), {"bias": False}, "meta").weight.is_meta  # type: ignore[union-attr]
+
+
+class Unmovable(nn.Module):
+    def to(self, *_: object, **__: object) -> nn.Module:  # type: ignore[override]
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+
+@pytest.mark.parametrize(
+    ("module_cls", "args", "device", "text"),
+    [
+        (Unmovable, (), "cuda:1", "cannot put a Unmovable on device 'cuda:1': Torch not compiled with CUDA enabled"),
+        (nn.Linear, (2, 2), "hpu", "cannot put a Linear on device 'hpu': No module named 'torch.hpu'"),
+    ],
+)
+def test_a_device_that_torch_lacks_here(module_cls: type, args: tuple[int, ...], device: str, text: str) -> None:
+    with pytest.raises(RuntimeError, match=text):
+        owner.create_module(module_cls, args, {}, device)
 
 
 def test_its_hooks_run() -> None:

@@ -14,16 +14,27 @@ from torch.utils._pytree import tree_map_only
 
 from zrpc.rref import RRef
 
+_HERE = ("cpu", "meta")
+"""Devices that nothing is moved to or from: tensors are there already, or have no values."""
+
 
 def create_module(module_cls: Any, args: Sequence[Any], kwargs: Mapping[str, Any], device: str) -> nn.Module:
-    """Make a module and put it on a device. Raises `ValueError` if what is made is no module."""
+    """Make a module and put it on a device. Raises `ValueError` if what is made is no module, and `RuntimeError` if this
+    worker's torch has no such device."""
     module = module_cls(*args, **kwargs)
     if not isinstance(module, nn.Module):
         raise ValueError(
             "Expect `module_cls(*args, **kwargs)` returns an instance of <class nn.Module>, "
             f"but it returns an instance of {type(module)}."
         )
-    return module.to(device)
+    try:
+        return module.to(device)
+    except (AssertionError, ImportError) as error:  # torch was built without that kind of device, or lacks its module
+        kind = torch.device(device).type
+        raise RuntimeError(
+            f"This worker cannot put a {type(module).__name__} on device {device!r}: {error}. "
+            f"Install a torch with {kind} on it, or name another device"
+        ) from error
 
 
 def create_scripted(
@@ -46,9 +57,9 @@ def set_training(module_rref: RRef[nn.Module], mode: bool) -> None:
 def forward(
     module_rref: RRef[nn.Module], device: str, is_device_map_set: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Call the module. On a CUDA device, tensors are moved there first, and the result's back if no device map is set."""
+    """Call the module. On an accelerator, tensors are moved there first, and the result's back if no device map is set."""
     module = module_rref.local_value()
-    if torch.device(device).type != "cuda":
+    if torch.device(device).type in _HERE:
         return module(*args, **kwargs)
     args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), (tuple(args), dict(kwargs)))
     result = module(*args, **kwargs)

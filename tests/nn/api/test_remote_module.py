@@ -85,6 +85,13 @@ def test_wrong_places(cluster: LocalCluster, device: str, error: type[Exception]
         RemoteModule(device, nn.Identity)
 
 
+def test_a_device_that_the_owner_lacks(cluster: LocalCluster) -> None:
+    """The first use says so, with the owner's name."""
+    found = RemoteModule("b/hpu", nn.Linear, (2, 2))
+    with pytest.raises(RuntimeError, match=r"name=b(.|\n)*cannot put a Linear on device 'hpu'"):
+        found.forward(torch.ones(2))
+
+
 def test_what_is_no_module(cluster: LocalCluster) -> None:
     with pytest.raises(ValueError, match=r"Expect `module_cls\(\*args, \*\*kwargs\)` returns an instance of <class nn"):
         RemoteModule("b", NoModule).forward()
