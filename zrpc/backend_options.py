@@ -37,8 +37,8 @@ class TensorPipeRpcBackendOptions(RpcBackendOptions):
     `num_worker_threads`: user functions that run at once on this worker. `device_maps`: for each callee by name, a map of
     this worker's devices to those there; whatever it says, tensors arrive on the device of the same name, and results of
     a RemoteModule on the CPU. `devices`: this worker's CUDA devices. `_transports` and `_channels` name parts of
-    TensorPipe. These three are taken and have no effect. Raises `TypeError` for a wrong type and `ValueError` for a device map
-    that is not one to one.
+    TensorPipe. These three are taken and have no effect. Raises `TypeError` for a wrong type and `ValueError` for a device
+    map that is not one to one.
     """
 
     def __init__(
