@@ -25,16 +25,6 @@ def split_addresses(text: str) -> tuple[str, ...]:
     return found
 
 
-class _Descriptor:
-    """The second descriptor of a link."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def fileno(self) -> int:
-        return self._fd
-
-
 class Lines:
     """Links to the brokers at some addresses. Its descriptor is readable when `receive` may have something."""
 

@@ -41,6 +41,8 @@ BLOCK: Final = 256
 of them, it can take while its standby is away. Each take-over may skip as many, and ids are to stay small: distributed
 autograd has 15 bits for one."""
 MAX_EARLY: Final = 4096
+RECOUNT: Final = 1 / 8
+"""Part of the time for which a sign of life counts, for which a count of members that were heard of does."""
 REMEMBERED: Final = 64
 """Times of REPLICAs that an answer may still come to."""
 
@@ -73,6 +75,9 @@ class Pair:
         """Members that the standby knows of for certain."""
         self.voters: set[Life] = set()
         """Members that it may know of: those whose word it may take over by."""
+        self.heard = 0
+        """Of `core`, at least so many have been heard of recently enough, as long as `heard_until` is not over."""
+        self.heard_until = float("-inf")
 
     def note_told(self, record: Record) -> None:
         """The standby is being told of a record."""
@@ -80,18 +85,24 @@ class Pair:
         if record.state == UP:
             self.voters.add(life)
         else:
-            self.core.discard(life)
+            self._forget(life)
 
     def note_end(self, record: Record) -> None:
         """A life is over for certain: it has no say any more, whatever the standby knows."""
-        self.core.discard((record.id, record.incarnation))
+        self._forget((record.id, record.incarnation))
         self.voters.discard((record.id, record.incarnation))
+
+    def _forget(self, life: Life) -> None:
+        if life in self.core:
+            self.core.remove(life)
+            self.heard -= 1  # if it was one of them
 
     def confirm(self, message: Follow, sequence: int, living: Iterable[Record]) -> None:
         """The standby says what it has; `sequence` is what it could have."""
         if message.sequence == sequence and (self.confirmed != sequence or not self.confirmed_floor):
             self.voters = {(record.id, record.incarnation) for record in living if record.state == UP}
             self.core = set(self.voters)
+            self.heard_until = float("-inf")
         self.confirmed = message.sequence
         self.confirmed_floor = max(self.confirmed_floor, min(message.floor, self.floor))
         for number, at in self.sent:
@@ -146,7 +157,12 @@ class Primary:
             return True
         if now < self._unsure_until or not pair.voters:
             return False
-        return 2 * self._count_heard(pair, now - fresh) >= len(pair.voters)
+        if now >= pair.heard_until:
+            # Looking at every member for each of their beats would cost the square of their number. Who was heard of less
+            # than `fresh` ago at the end of that time, has been for all of it.
+            pair.heard_until = now + fresh * RECOUNT
+            pair.heard = self._count_heard(pair, pair.heard_until - fresh)
+        return 2 * pair.heard >= len(pair.voters)
 
     def _count_heard(self, pair: Pair, since: float) -> int:
         count, by_id = 0, self.registry.book.by_id
@@ -175,8 +191,11 @@ class Primary:
                 self.registry.admits = self.may_admit(now)
                 if now < self._sure_from and not message.incarnation and len(self._early) < MAX_EARLY:
                     self._early[event.route] = None
-        elif isinstance(event, RouteLoss) and self._is_pair(event.route):
-            return self._lose(False, now)
+        elif isinstance(event, RouteLoss):
+            if self._is_pair(event.route):
+                return self._lose(False, now)
+            if self.pair is not None:
+                self.pair.heard -= 1  # if it was the route of one of them
         elif isinstance(event, StopDemand) and event.names is None:
             effects += self.farewell(event.why)
         effects += self.registry.handle(event, now)

@@ -47,6 +47,8 @@ class Standby:
         self.epoch = epoch
         self.is_synced = False
         self.entries: dict[str, Entry] = {}
+        self._up = 0
+        """How many of them are up: votes of so many matter."""
         self.floor = 0
         self.last_incarnation = 0
         self._heard_epoch = epoch
@@ -60,6 +62,8 @@ class Standby:
         """Since when the other one has said that it stands by too, and knows no more than we do."""
         self._idle_at = float("-inf")
         self._ballots: dict[tuple[int, int], Ballot] = {}
+        self._by_route: dict[bytes, set[tuple[int, int]]] = {}
+        """Whose votes came along a route."""
         self._tick_at = now
 
     def __repr__(self) -> str:
@@ -99,15 +103,17 @@ class Standby:
         if message.epoch != self.epoch or not self.is_synced:
             if not message.full:
                 return [self.follow()]
-            self._ballots.clear()
+            self._forget_votes()
         self._heard_at = now
         self._lost_since = self._idle_since = None
         self._beat = message.beat
         if message.full:
             self.entries = {entry.name: entry for entry in message.entries}
+            self._up = sum(entry.state == UP for entry in self.entries.values())
             self.is_synced = True
         elif message.previous == self._sequence or message.sequence <= self._sequence:
-            self.entries.update({entry.name: entry for entry in message.entries if message.sequence > self._sequence})
+            if message.sequence > self._sequence:
+                self._keep(message.entries)
         else:
             return [self.follow()]  # something is missing: it sends everything
         self._sequence = max(self._sequence, message.sequence) if not message.full else message.sequence
@@ -117,6 +123,12 @@ class Standby:
             message.heartbeat_interval, message.death_timeout, message.silence_timeout, self.options.names_per_host
         )
         return [self.follow()]
+
+    def _keep(self, entries: tuple[Entry, ...]) -> None:
+        for entry in entries:
+            known = self.entries.get(entry.name)
+            self._up += (entry.state == UP) - (known is not None and known.state == UP)
+            self.entries[entry.name] = entry
 
     def on_elsewhere(self, message: Elsewhere, now: float) -> None:
         """The one that we follow is not in charge."""
@@ -134,10 +146,19 @@ class Standby:
     def on_vote(self, voter: tuple[int, int], message: Vote, route: bytes, now: float) -> None:
         """A member, as (id, incarnation), has lost the primary, or has it back."""
         self.note_epoch(message.epoch)
-        if not message.lost:
-            self._ballots.pop(voter, None)
-            return
-        self._ballots[voter] = Ballot(now, route)
+        ballot = self._ballots.get(voter)
+        if ballot is not None and (not message.lost or ballot.route != route):
+            self._withdraw(voter)
+        if message.lost:
+            self._ballots[voter] = Ballot(now, route)
+            self._by_route.setdefault(route, set()).add(voter)
+
+    def _withdraw(self, voter: tuple[int, int]) -> None:
+        route = self._ballots.pop(voter).route
+        same = self._by_route[route]
+        same.discard(voter)
+        if not same:
+            del self._by_route[route]
 
     def note_epoch(self, epoch: int) -> None:
         """Somebody has spoken of an epoch: the next one is to be above."""
@@ -145,9 +166,12 @@ class Standby:
 
     def on_loss(self, route: bytes) -> None:
         """The connection of somebody is closed. Who has voted along it may have its broker back."""
-        for voter, ballot in list(self._ballots.items()):
-            if ballot.route == route:
-                del self._ballots[voter]
+        for voter in self._by_route.pop(route, ()):
+            del self._ballots[voter]
+
+    def _forget_votes(self) -> None:
+        self._ballots.clear()
+        self._by_route.clear()
 
     def voters(self) -> list[bytes]:
         """Routes of all who have voted."""
@@ -169,7 +193,7 @@ class Standby:
             self._idle_since = None
         for voter, ballot in list(self._ballots.items()):
             if now > ballot.last + self._fresh:
-                del self._ballots[voter]
+                self._withdraw(voter)
         return [self.follow()] if self._linked else []
 
     def _start_anew(self, now: float) -> None:
@@ -177,7 +201,7 @@ class Standby:
             self._lost_since = now
         if self.is_synced:
             self._heard_at = now
-        self._ballots.clear()
+        self._forget_votes()
         if self._idle_since is not None:
             self._idle_since = now
 
@@ -189,14 +213,16 @@ class Standby:
             return f"the broker at {self.primary} stands by as well"
         if not self.is_synced:
             return ""
-        members = [entry for entry in self.entries.values() if entry.state == UP]
-        if not members:
+        if not self._up:
             is_time = now >= self._lost_since + self.options.death_timeout
             return f"the broker at {self.primary} is lost; it had no members" if is_time else ""
-        count = sum(self._has_lost(entry, now) for entry in members)
-        if 2 * count <= len(members):
+        # With each vote so many are looked at only when it may be the last that is needed.
+        if 2 * len(self._ballots) <= self._up:
             return ""
-        return f"the broker at {self.primary} is lost to {count} of {len(members)} members"
+        count = sum(self._has_lost(entry, now) for entry in self.entries.values() if entry.state == UP)
+        if 2 * count <= self._up:
+            return ""
+        return f"the broker at {self.primary} is lost to {count} of {self._up} members"
 
     def _is_other_idle(self, now: float) -> bool:
         """Whether it is certain that the other broker is not in charge any more."""
