@@ -39,6 +39,8 @@ class Row:
     metric: Metric
     medians: dict[str, float]
     ratios: dict[str, tuple[float, float, float]]
+    rounds: int = 1
+    """Of which that is the median."""
 
     def is_met(self, rivals: Sequence[str]) -> bool | None:
         """Whether the target is met against the best of the rivals; None when there is none, or nothing to compare."""
@@ -67,7 +69,7 @@ def summarize(rounds: Rounds, metrics: Sequence[Metric], ours: str) -> list[Row]
                 ratios[other] = (median(pairs), min(pairs), max(pairs))
         medians = {name: median(values[name]) for name in [ours, *rounds] if values[name]}
         if ours in medians:
-            rows.append(Row(metric, medians, ratios))
+            rows.append(Row(metric, medians, ratios, len(values[ours])))
     return rows
 
 
@@ -119,6 +121,8 @@ def show(console: Console, rows: Sequence[Row], rivals: Sequence[str], others: S
     beside = side_table(rows, others, ours)
     if beside is not None:
         console.print(beside)
+    fewest, most = min((row.rounds for row in rows), default=0), max((row.rounds for row in rows), default=0)
+    console.print(f"Rounds: {most}" + (f", of some rows {fewest}" if fewest < most else ""), markup=False)
     console.print(NOTE, markup=False)
     verdicts = [row.is_met(rivals) for row in rows]
     console.print(f"Targets: {verdicts.count(True)} met, {verdicts.count(False)} not met.")

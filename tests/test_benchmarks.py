@@ -107,6 +107,10 @@ def test_table() -> None:
     assert ["a", "latency", "<", "1,234", "2,468", "us", "0.50"] in lines
     assert ["a", "rate", ">", "4.00", "-", "1/s", "-"] in lines
     assert ["a", "rate", ">", "4.00", "1.00", "1/s", "4.00"] in lines
+    assert ["Rounds:", "1"] in lines
+    more = report.summarize({"zrpc": [*rounds["zrpc"], {"rate": 1.0}]}, [LATENCY, RATE], "zrpc")
+    report.show(Console(file=text, width=160), more, [], [], "zrpc")
+    assert "Rounds: 2, of some rows 1\n" in text.getvalue()
 
 
 @pytest.mark.parametrize(
