@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from profiles import PROFILES, Profile, events_of
 from torch.autograd import profiler, profiler_legacy
 
 from zrpc import functions
@@ -20,12 +21,6 @@ from zrpc.testing.cluster import LocalCluster
 
 TIMEOUT = 20.0
 X, Y = torch.ones(4), torch.ones(4)
-Profile = Callable[..., Any]
-PROFILES: dict[str, Profile] = {
-    "legacy": profiler_legacy.profile,
-    "autograd": profiler.profile,
-    "torch": functools.partial(torch.profiler.profile, activities=[torch.profiler.ProfilerActivity.CPU]),
-}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +33,6 @@ def cluster() -> Iterator[LocalCluster]:
 @pytest.fixture(params=sorted(PROFILES))
 def profile(request: pytest.FixtureRequest) -> Profile:
     return PROFILES[request.param]
-
-
-def events_of(profiled: Any) -> list[Any]:
-    return list(profiled.events() if hasattr(profiled, "events") else profiled.function_events)
 
 
 def one(events: list[Any], name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from contexts_world import contexts_of, wait_until
 
 import zrpc
 from zrpc import autograd
@@ -41,23 +42,9 @@ def as_a(request: pytest.FixtureRequest) -> Iterator[None]:
     running.agent = None
 
 
-def contexts_of(cluster: LocalCluster, name: str) -> Any:
-    return cluster[name].agent.values.contexts
-
-
 def gradients_on(cluster: LocalCluster, name: str, context_id: int) -> dict[torch.Tensor, torch.Tensor]:
     gradients: dict[torch.Tensor, torch.Tensor] = contexts_of(cluster, name).get(context_id).gradients
     return gradients
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for something that other threads do."""
-    ticks = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        ticks.wait(0.01)
-    raise AssertionError("it did not come")
 
 
 def times(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

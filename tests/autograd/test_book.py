@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import torch
+from contexts_world import contexts_of, wait_until
 
 from zrpc import autograd
 from zrpc.runtime.context import current_agent, running
@@ -15,20 +14,6 @@ from zrpc.testing import FaultPlan, LocalCluster
 LONG = 30.0
 entered = threading.Event()
 may_go_on = threading.Event()
-
-
-def contexts_of(cluster: LocalCluster, name: str) -> Any:
-    return cluster[name].agent.values.contexts
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for something that other threads do."""
-    ticks = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        ticks.wait(0.01)
-    raise AssertionError("it did not come")
 
 
 def double(x: torch.Tensor) -> torch.Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.autograd import profiler, profiler_legacy
+from profiles import PROFILES, Profile, events_of
+from torch.autograd import profiler
 
 from zrpc import autograd
 from zrpc.profiler import teach_profilers
@@ -21,12 +21,6 @@ from zrpc.testing.cluster import LocalCluster
 TIMEOUT = 20.0
 SENT = "torch::distributed::autograd::SendRpcBackward"
 RECEIVED = "torch::distributed::autograd::RecvRpcBackward"
-Profile = Callable[..., Any]
-PROFILES: dict[str, Profile] = {
-    "legacy": profiler_legacy.profile,
-    "autograd": profiler.profile,
-    "torch": functools.partial(torch.profiler.profile, activities=[torch.profiler.ProfilerActivity.CPU]),
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +40,6 @@ def as_a(cluster: LocalCluster) -> Iterator[None]:
 @pytest.fixture(params=sorted(PROFILES))
 def profile(request: pytest.FixtureRequest) -> Profile:
     return PROFILES[request.param]
-
-
-def events_of(profiled: Any) -> list[Any]:
-    return list(profiled.events() if hasattr(profiled, "events") else profiled.function_events)
 
 
 def named(events: list[Any], name: str) -> list[Any]:
