@@ -41,7 +41,9 @@ class CallTable(Generic[T]):
     """Pending calls by message id; `T` is whatever the driver needs to complete one."""
 
     def __init__(self) -> None:
-        self._pending: dict[int, tuple[WorkerKey, T, int]] = {}
+        self._pending: dict[int, T] = {}
+        # Apart, as a tuple of numbers alone: the garbage collector soon leaves that out, and thousands may be pending.
+        self._about: dict[int, tuple[WorkerKey, int]] = {}
         self._bytes_of: dict[WorkerKey, int] = {}
         self.pending_bytes = 0
         """Sizes of all pending calls together."""
@@ -58,7 +60,8 @@ class CallTable(Generic[T]):
         """A call of `size` bytes is about to be sent. Its message id must be new."""
         if message_id in self._pending:
             raise ValueError(f"message id {message_id} is pending already")
-        self._pending[message_id] = (worker, call, size)
+        self._pending[message_id] = call
+        self._about[message_id] = (worker, size)
         if size:
             self._bytes_of[worker] = self._bytes_of.get(worker, 0) + size
             self.pending_bytes += size
@@ -76,10 +79,12 @@ class CallTable(Generic[T]):
             not self.pending_bytes or self.pending_bytes + size <= total
         )
 
-    def _take(self, message_id: int) -> tuple[WorkerKey, T, int] | None:
+    def _take(self, message_id: int) -> T | None:
         found = self._pending.pop(message_id, None)
-        if found is not None and found[2]:
-            worker, _, size = found
+        if found is None:
+            return None
+        worker, size = self._about.pop(message_id)
+        if size:
             self.pending_bytes -= size
             left = self._bytes_of[worker] - size
             if left:
@@ -90,8 +95,7 @@ class CallTable(Generic[T]):
 
     def get(self, message_id: int) -> T | None:
         """The pending call of that id; it stays pending."""
-        found = self._pending.get(message_id)
-        return None if found is None else found[1]
+        return self._pending.get(message_id)
 
     def finish(self, message_id: int) -> T | None:
         """Take a call out, to complete it. None when it has ended already (a late or repeated reply)."""
@@ -101,7 +105,7 @@ class CallTable(Generic[T]):
         self._finished += 1
         if len(self._deadlines) > 64 and len(self._deadlines) > 4 * len(self._pending):
             self._forget_ended_deadlines()
-        return found[1]
+        return found
 
     def expire(self, now: float) -> list[T]:
         """Take out the calls whose deadline has passed, earliest first."""
@@ -110,21 +114,22 @@ class CallTable(Generic[T]):
         while heap and heap[0][0] <= now:
             found = self._take(heapq.heappop(heap)[1])
             if found is not None:
-                late.append(found[1])
+                late.append(found)
         self._expired += len(late)
         return late
 
     def lose(self, worker: WorkerKey) -> list[T]:
         """Take out the calls that wait for a worker that is gone, oldest first."""
-        ids = [message_id for message_id, (key, *_) in self._pending.items() if key == worker]
+        ids = [message_id for message_id, (key, _) in self._about.items() if key == worker]
         self._lost += len(ids)
-        return [taken[1] for taken in map(self._take, ids) if taken is not None]
+        return [taken for taken in map(self._take, ids) if taken is not None]
 
     def drain(self) -> list[T]:
         """Take all out: the agent closes."""
-        calls = [call for _, call, _ in self._pending.values()]
+        calls = list(self._pending.values())
         self._lost += len(calls)
         self._pending.clear()
+        self._about.clear()
         self._bytes_of.clear()
         self.pending_bytes = 0
         self._deadlines.clear()
@@ -132,7 +137,7 @@ class CallTable(Generic[T]):
 
     def workers(self) -> set[WorkerKey]:
         """The workers that calls wait for."""
-        return {key for key, *_ in self._pending.values()}
+        return {key for key, _ in self._about.values()}
 
     def next_deadline(self) -> float | None:
         """When `expire` must be called next."""

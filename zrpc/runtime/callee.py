@@ -11,6 +11,7 @@ it. Only a call whose deadline has passed before it starts is dropped without an
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -101,13 +102,15 @@ class Callee:
             if not self._find_function(task):
                 self._answer(task, Kind.NEED_CODE)
                 return
-            if not self.is_first(envelope):
-                return  # the network has repeated it; the references in it belong to the first
-            if envelope.kind == Kind.REMOTE_CALL and envelope.rref is None:
+            with self._served_lock:
+                if not self._served.accept(task.sender, envelope.message_id):
+                    return  # the network has repeated it; the references in it belong to the first
+            is_remote = envelope.kind == Kind.REMOTE_CALL
+            if is_remote and envelope.rref is None:
                 raise FrameError("a remote call without an RRef id")
-            self._admission.enter(task.key[:2])
-            if envelope.kind == Kind.REMOTE_CALL and not self._accept(envelope):
-                self._admission.leave(task.key[:2])
+            self._admission.enter(task.sender)
+            if is_remote and not self._accept(envelope):
+                self._admission.leave(task.sender)
                 self._values.drop(envelope)
                 self._meter.dropped()
                 return
@@ -116,10 +119,7 @@ class Callee:
             self._answer_error(task, error)
             return
         self._tasks[task.key] = task
-
-        def job() -> None:
-            self._start(task)
-
+        job = functools.partial(self._start, task)
         key = envelope.code or envelope.function
         if is_local:
             self._executor.submit(job, key)
@@ -135,18 +135,18 @@ class Callee:
         """A call is not wanted any more. Does nothing if it has been answered, or was never made."""
         key = envelope.sender, envelope.sender_incarnation, envelope.message_id
         task = self._tasks.get(key)
-        if task is None or task.envelope.kind != Kind.CALL or not self._take_out(key):
+        if task is None or task.envelope.kind != Kind.CALL or not self._take_out(task):
             return
         task.cancel()
         if not task.has_started:
             self._values.drop(task.envelope)
         self._answer_error(task, Cancelled(f"the call of {task.envelope.function} was cancelled"))
 
-    def _take_out(self, key: tuple[int, int, int]) -> bool:
+    def _take_out(self, task: Task) -> bool:
         """Take a call out of the table, to answer it; False when somebody has."""
-        if self._tasks.pop(key, None) is None:
+        if self._tasks.pop(task.key, None) is None:
             return False
-        self._admission.leave(key[:2])
+        self._admission.leave(task.sender)
         return True
 
     def under_way(self) -> int:
@@ -207,14 +207,13 @@ class Callee:
         if task.is_cancelled:
             return
         task.has_started = True
-        if task.deadline is not None and self._clock() >= task.deadline and task.envelope.kind == Kind.CALL:
-            if not self._take_out(task.key):
-                return
-            self._values.drop(task.envelope)
-            self._meter.dropped()
-            return
         task.began, task.thread = self._clock(), threading.get_ident()
         envelope = task.envelope
+        if task.deadline is not None and task.began >= task.deadline and envelope.kind == Kind.CALL:
+            if self._take_out(task):
+                self._values.drop(envelope)
+                self._meter.dropped()
+            return
         if envelope.trace is not None:
             self._tracer.serve(envelope, envelope.function or "", task.arrived, task.began)
         try:
@@ -224,7 +223,7 @@ class Callee:
             return
         if envelope.span is not None:
             envelope.span[READ] = self._clock()
-        if task.envelope.extra is not None and self._awaits_owners(task, func, args, kwargs):
+        if envelope.extra is not None and self._awaits_owners(task, func, args, kwargs):
             return
         self._begin(task, func, args, kwargs)
 
@@ -399,7 +398,7 @@ class Callee:
 
     def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
         """The function is done: answer the call, or keep the value that was to be created."""
-        is_wanted = self._take_out(task.key)
+        is_wanted = self._take_out(task)
         ended = self._last_end = self._clock()
         if task.envelope.span is not None:
             task.envelope.span[RAN] = ended

@@ -28,7 +28,7 @@ from zrpc.protocol.calls import WorkerKey
 from zrpc.runtime.callables import Target, identify, refuse_script_method
 from zrpc.runtime.context import running
 from zrpc.runtime.executor import blocking_here
-from zrpc.runtime.futures import Completer, Future
+from zrpc.runtime.futures import Completer, Future, complete
 from zrpc.runtime.identity import Identity
 from zrpc.runtime.inquiry import ask_about, ask_on_a_lane
 from zrpc.runtime.inspection import read_map, write_map
@@ -116,15 +116,13 @@ class Caller:
         calls this kind of call.
         """
         future: Future[Any] = Future()
-        done = Completer(future)
         try:
             peer = self._find(to)
         except WorkerLost as error:
-            done(None, kept(error))
+            complete(future, None, kept(error))
             return future
-        message_id = self.call(peer, Kind.CALL, func, args, kwargs, timeout, done, mode=mode)
-        future.place = peer
-        future.caller, future.message_id = self, message_id
+        future.place, future.caller = peer, self
+        future.message_id = self.call(peer, Kind.CALL, func, args, kwargs, timeout, future, mode=mode)
         return future
 
     def _find(self, to: str | int | WorkerInfo) -> Peer:
@@ -145,16 +143,17 @@ class Caller:
         args: Sequence[Any] | None,
         kwargs: Mapping[str, Any] | None,
         timeout: float,
-        done: Completion,
+        done: Completion | Future[Any],
         rref: RRefNumbers | None = None,
         mode: str = "remote",
     ) -> int:
-        """Send a call; `done` is called once, by the receiving thread. Raises when nothing was sent.
+        """Send a call; `done` is called once, by the receiving thread, or completed. Raises when nothing was sent.
 
         Returns its message id, which `cancel` takes.
         """
         target = identify(func)
         if is_profiling():
+            done = Completer(done) if isinstance(done, Future) else done
             here = self._identity.info
             key = profile_key(mode, func, target, args or (), here.name, peer.info.name)
             with ProfiledCall(key, here.id, peer.info.id, rref) as profiled:
@@ -174,7 +173,7 @@ class Caller:
         args: Sequence[Any] | None,
         kwargs: Mapping[str, Any] | None,
         timeout: float,
-        done: Completion,
+        done: Completion | Future[Any],
         rref: RRefNumbers | None,
         profiled: ProfiledCall | None,
     ) -> int:
@@ -182,11 +181,15 @@ class Caller:
         message_id = next(self._next_id)
         extra: dict[int, Any] | None = None if profiled is None else {Extra.PROFILE: True}
         envelope = self._write(kind, message_id, peer, target, args, kwargs, timeout, deadline, rref, extra)
-        scope = current_scope()
-        if scope is not None and kind == Kind.CALL:
-            done = scope.left_by(message_id, done)
-        self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled))
-        if scope is not None and kind == Kind.CALL:
+        scope = None if running.scope is None or kind != Kind.CALL else current_scope()
+        if scope is not None:
+            done = scope.left_by(message_id, Completer(done) if isinstance(done, Future) else done)
+        if isinstance(done, Future):
+            call = PendingCall(message_id, peer, target, envelope, deadline, timeout, None, profiled, done)
+        else:
+            call = PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled)
+        self._begin(call)
+        if scope is not None:
             self._enroll(message_id, scope)
         return message_id
 
@@ -360,7 +363,11 @@ class Caller:
     ) -> Any:
         """As `_exchange`, returning the value in the reply."""
         try:
-            reply = self._exchange(peer, target, envelope, message_id, deadline, timeout)
+            if running.agent is None:  # not a thread of the pool
+                reply = self._exchange(peer, target, envelope, message_id, deadline, timeout)
+            else:
+                with blocking_here():
+                    reply = self._exchange(peer, target, envelope, message_id, deadline, timeout)
             value = self._values.read_reply(reply, peer.info)
         except BaseException as error:
             if envelope.span is not None:
@@ -377,44 +384,44 @@ class Caller:
     ) -> Envelope:
         """Send on a lane and return the reply. Raises `CallTimeout` and `WorkerLost`."""
         frames, _ = self._pack(envelope, peer)
-        scope = current_scope()
-        with blocking_here():
-            lane = peer.borrow_lane()
-            if scope is not None:
-                scope.enroll(message_id, lane.ear.wake)
-            if envelope.span is not None:
-                envelope.span[SENT] = self._clock()
-            try:
-                while True:
-                    try:
-                        reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
-                        break
-                    except RouteGone:  # nothing was sent; a lane over ZeroMQ does not end
-                        lane = peer.replace_lane(lane)
-                while reply is not None and reply.kind == Kind.NEED_CODE:  # once, unless the network repeats it
-                    frames = self._attach_code(envelope, target, peer)
+        scope = None if running.scope is None else current_scope()
+        lane = peer.borrow_lane()
+        if scope is not None:
+            scope.enroll(message_id, lane.ear.wake)
+        if envelope.span is not None:
+            envelope.span[SENT] = self._clock()
+        try:
+            while True:
+                try:
                     reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
-            except Cancelled:
-                with contextlib.suppress(Unavailable):
-                    lane.link.send(pack(self._about(Kind.CANCEL, message_id, envelope, peer)))
-                peer.abandon_lane(lane)
-                raise
-            except BaseException:
-                peer.abandon_lane(lane)
-                raise
-            finally:
-                if scope is not None:
-                    scope.leave(message_id)
-            if reply is None:
-                peer.abandon_lane(lane)
-                question = self._about(Kind.INSPECT, next(self._next_id), envelope, peer)
-                state = ask_on_a_lane(peer, question, (message_id, envelope.rref), self.on_reply, self._clock)
-                raise CallTimeout(peer.info.name, target.name, timeout, state)
-            peer.return_lane(lane)
+                    break
+                except RouteGone:  # nothing was sent; a lane over ZeroMQ does not end
+                    lane = peer.replace_lane(lane)
+            while reply is not None and reply.kind == Kind.NEED_CODE:  # once, unless the network repeats it
+                frames = self._attach_code(envelope, target, peer)
+                reply = lane.exchange(frames, message_id, deadline, peer, self.on_reply, self._clock, scope)
+        except Cancelled:
+            with contextlib.suppress(Unavailable):
+                lane.link.send(pack(self._about(Kind.CANCEL, message_id, envelope, peer)))
+            peer.abandon_lane(lane)
+            raise
+        except BaseException:
+            peer.abandon_lane(lane)
+            raise
+        finally:
+            if scope is not None:
+                scope.leave(message_id)
+        if reply is None:
+            peer.abandon_lane(lane)
+            question = self._about(Kind.INSPECT, next(self._next_id), envelope, peer)
+            state = ask_on_a_lane(peer, question, (message_id, envelope.rref), self.on_reply, self._clock)
+            raise CallTimeout(peer.info.name, target.name, timeout, state)
+        peer.return_lane(lane)
         if envelope.span is not None:
             envelope.span[ANSWERED] = self._clock()
         self._meter.answered(reply.nbytes())
-        self._values.delivered(envelope, peer.key)
+        if envelope.extra is not None:
+            self._values.delivered(envelope, peer.key)
         return reply
 
     def _begin(self, call: PendingCall) -> None:
@@ -480,14 +487,14 @@ class Caller:
                 value = self._values.read_reply(envelope, call.peer.info)
         except BaseException as error:
             self._note_end(call, type(error).__name__)
-            call.done(None, kept(error))
+            call.end(None, kept(error))
         else:
             if call.envelope.span is not None:
                 call.envelope.span[LAST_THREAD] = threading.get_ident()
                 call.envelope.span[ENDED] = self._clock()
                 if self._tracer.sink is not None:
                     self._tracer.tell(call.envelope.span)
-            call.done(value, None)
+            call.end(value, None)
 
     def runs_user_code(self, envelope: Envelope) -> bool:
         """Whether `on_reply` would unpickle something, or call what a user has added to a future."""
@@ -497,8 +504,9 @@ class Caller:
         is_simple = envelope.codec == Codec.NONE or plainvalues.is_plain(envelope.body)
         if envelope.kind != Kind.REPLY or not is_simple or call.profiled is not None:
             return True
-        if type(call.done) is Completer:
-            return call.done.future.has_callbacks
+        awaited = call.awaited
+        if awaited is not None:
+            return awaited.has_callbacks
         return call.envelope.kind not in _QUIET
 
     def cancel(self, message_id: int) -> bool:
@@ -511,7 +519,7 @@ class Caller:
         except Unavailable:
             pass  # nobody is there who could go on with it
         self._note_end(call, Cancelled.__name__)
-        call.done(None, Cancelled(f"the call of {call.target.name} on worker {call.peer.info.name!r} was cancelled"))
+        call.end(None, Cancelled(f"the call of {call.target.name} on worker {call.peer.info.name!r} was cancelled"))
         return True
 
     def _resend(self, call: PendingCall) -> None:
@@ -520,7 +528,7 @@ class Caller:
         except ZrpcError as error:
             if self._pending.finish(call.message_id):
                 self._note_end(call, type(error).__name__)
-                call.done(None, kept(error))
+                call.end(None, kept(error))
 
     def _note_end(self, call: PendingCall, error: str) -> None:
         """A call has failed: for the trace, before who waits for it is told."""
@@ -544,7 +552,7 @@ class Caller:
     def _fail(self, calls: list[PendingCall], why: str) -> None:
         for call in calls:
             self._note_end(call, WorkerLost.__name__)
-            call.done(None, WorkerLost(call.peer.info.name, why, f"calling {call.target.name}"))
+            call.end(None, WorkerLost(call.peer.info.name, why, f"calling {call.target.name}"))
 
     def pending(self) -> int:
         """Calls that have not ended."""

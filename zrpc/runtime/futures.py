@@ -45,18 +45,23 @@ class Future(torch.futures.Future[T]):
     future is dropped.
     """
 
-    error: BaseException | None = None
+    __slots__ = ("caller", "error", "has_callbacks", "message_id", "place", "waiter")  # a dict for each is one object more
+
+    error: BaseException | None
     """What the call ended with, if it failed."""
-    caller: Canceller | None = None
+    caller: Canceller | None
     """What cancels the call, by its message id."""
-    message_id = 0
-    place: Place | None = None
+    message_id: int
+    place: Place | None
     """Where the reply will come: a thread that waits for it may receive it there itself."""
-    waiter: Waiter | None = None
-    has_callbacks = False
+    waiter: Waiter | None
+    has_callbacks: bool
     """Whether completing it runs code of a user's."""
 
     def __init__(self, *, devices: Sequence[int | str | torch.device] | None = None) -> None:
+        self.caller = self.error = self.place = self.waiter = None
+        self.message_id = 0
+        self.has_callbacks = False
         if devices is None:
             torch._C.Future.__init__(self, [])  # what the other one comes to, in less time
         else:

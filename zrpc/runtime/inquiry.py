@@ -30,7 +30,8 @@ class Late(Protocol):
     envelope: Envelope
     target: Target
     timeout: float
-    done: Callable[[Any, BaseException | None], None]
+
+    def end(self, value: Any, error: BaseException | None) -> None: ...
 
 
 def ask_on_a_lane(peer: Peer, question: Envelope, asked: Asked, late: Handler, clock: Clock) -> str:
@@ -100,4 +101,4 @@ def _ask_one(peer: Peer, group: list[Late], inspect: Inspect) -> None:
 
 
 def _end(call: Late, state: str) -> None:
-    call.done(None, CallTimeout(call.peer.info.name, call.target.name, call.timeout, state))
+    call.end(None, CallTimeout(call.peer.info.name, call.target.name, call.timeout, state))

@@ -10,6 +10,7 @@ The end of a lane is no more than a sign: only the broker decides that a worker 
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -214,7 +215,7 @@ class Lanes:
         link.carrier = next((bulk for bulk, known in self._bulks.items() if known[:2] == (key, True)), None)
         asker = LaneAsker(link)
         link.on_end = lambda: self._drop(link)
-        source = self._receiver.add(link, lambda frames: self._on_message(asker, frames))
+        source = self._receiver.add(link, functools.partial(self._on_message, asker))
         link.on_backlog = lambda waits: self._receiver.watch_writing(source, waits)
         self._served[link] = key, source
 

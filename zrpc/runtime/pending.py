@@ -6,14 +6,17 @@ One rule: whoever takes a call out of here completes it; it is taken out once.
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from zrpc.clock import Clock, time_left
 from zrpc.errors import CallTimeout, LocalFault, Overloaded, WorkerLost
 from zrpc.protocol.calls import CallTable, WorkerKey
 from zrpc.runtime.callables import Target
 from zrpc.runtime.executor import blocking_here
+from zrpc.runtime.futures import Completer, Future, complete
 from zrpc.runtime.peers import Peer
 from zrpc.runtime.profiling import Completion, ProfiledCall
+from zrpc.runtime.threadstate import capture
 from zrpc.runtime.values import forks_of
 from zrpc.wire.envelope import Envelope
 
@@ -26,9 +29,21 @@ MAX_TIMEOUT = 1e9
 
 
 class PendingCall:
-    """A call that waits for its reply."""
+    """A call that waits for its reply: `done` is called with that, or `future` is completed in the state (grad mode and so
+    on) of the thread that makes the call."""
 
-    __slots__ = ("deadline", "done", "envelope", "message_id", "peer", "profiled", "target", "timeout")
+    __slots__ = (
+        "deadline",
+        "done",
+        "envelope",
+        "future",
+        "message_id",
+        "peer",
+        "profiled",
+        "state",
+        "target",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -38,8 +53,9 @@ class PendingCall:
         envelope: Envelope,
         deadline: float | None,
         timeout: float,
-        done: Completion,
+        done: Completion | None,
         profiled: ProfiledCall | None = None,
+        future: Future[Any] | None = None,
     ) -> None:
         self.message_id = message_id
         self.peer = peer
@@ -49,6 +65,24 @@ class PendingCall:
         self.timeout = timeout
         self.done = done
         self.profiled = profiled
+        self.future = future
+        self.state = None if future is None else capture()
+
+    def end(self, value: Any, error: BaseException | None) -> None:
+        """Give whoever waits the result, or the error."""
+        if self.future is None:
+            assert self.done is not None
+            self.done(value, error)
+        elif self.state is None:
+            complete(self.future, value, error)
+        else:
+            with self.state:
+                complete(self.future, value, error)
+
+    @property
+    def awaited(self) -> Future[Any] | None:
+        """The future that `end` completes and does nothing else; None if it does something else."""
+        return self.done.future if type(self.done) is Completer else self.future
 
 
 def check_timeout(timeout: float) -> float:

@@ -43,6 +43,7 @@ class Task(Scope):
         "is_async",
         "key",
         "recorder",
+        "sender",
         "size",
         "thread",
     )
@@ -52,12 +53,13 @@ class Task(Scope):
         self.asker = asker
         self.envelope = envelope
         self.func = func
-        self.key = envelope.sender, envelope.sender_incarnation, envelope.message_id
+        self.sender = envelope.sender, envelope.sender_incarnation
+        self.key = (*self.sender, envelope.message_id)
         self.has_started = False
         self.arrived = now
         self.began = 0.0
         self.thread = 0
-        self.is_async = bool(envelope.extra and envelope.extra.get(Extra.ASYNC))
+        self.is_async = envelope.extra is not None and bool(envelope.extra.get(Extra.ASYNC))
         self.size = envelope.nbytes()
         self.recorder: Recorder | None = None
 

@@ -175,8 +175,15 @@ class Values:
     def read(self, envelope: Envelope, recorder: Recorder | None = None) -> Any:
         """The value in an envelope; its recorded tensors become part of a context's graph if there is one."""
         body = envelope.body
-        if len(body) > 2 and body[0] == plainvalues.PLAIN:
-            return self._read_plain(envelope)
+        if len(body) > 2 and body[0] == plainvalues.PLAIN:  # without references, and without what would be recorded
+            try:
+                if body[1] != plainvalues.CALL:
+                    return plainvalues.loads(body, envelope.buffers)
+                load = loads_python if envelope.codec == Codec.PYTHON else loads_script  # which refuses it
+                return load(body, envelope.buffers, self._hooks)
+            except BaseException:
+                self.drop(envelope)
+                raise
         saved = running.origin
         origin = running.origin = (envelope.sender, envelope.sender_incarnation)
         received: list[torch.Tensor] | None = None if recorder is None else []
@@ -191,18 +198,6 @@ class Values:
             raise
         finally:
             running.origin = saved
-
-    def _read_plain(self, envelope: Envelope) -> Any:
-        """The same of a value without references, and without what would be recorded."""
-        load = loads_python if envelope.codec == Codec.PYTHON else loads_script
-        body = envelope.body
-        try:
-            if body[1] == plainvalues.CALL:  # which only one of them reads
-                return load(body, envelope.buffers, self._hooks)
-            return plainvalues.loads(bytes(body), envelope.buffers)
-        except BaseException:
-            self.drop(envelope)
-            raise
 
     # ------------------------------------------------------------------------------------ forks
 

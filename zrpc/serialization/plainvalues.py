@@ -41,21 +41,21 @@ _ALONE, _TUPLE, _LIST, CALL = range(4)
 _HEADS: Final = [bytes((PLAIN, form)) for form in range(4)]
 _NUMBERS: Final = {dtype: number for dtype, number in DTYPE_NUMBERS.items() if number in NUMPY_DTYPES}
 _SCALARS: Final = frozenset((int, float, bool, type(None), str))
-_STRIDED: Final = torch.strided
 _Tensor: Final = torch.Tensor
 _pack = msgpack.packb
+_unpack = msgpack.unpackb
 _ndarray: Final = np.ndarray
 _from_numpy: Final = torch.from_numpy
 _FORMS: Final[dict[type, int]] = {tuple: _TUPLE, list: _LIST}
 
 
-def dumps(value: Any) -> tuple[bytes, list[Buffer]] | None:
+def dumps(value: Any) -> tuple[bytes, tuple[Buffer, ...]] | None:
     """The body and the buffers of a value; None when it is not plain."""
     form = _FORMS.get(type(value), _ALONE)
     return _write(_HEADS[form], [], value if form else (value,))
 
 
-def dumps_call(func: Any, args: tuple[Any, ...]) -> tuple[bytes, list[Buffer]] | None:
+def dumps_call(func: Any, args: tuple[Any, ...]) -> tuple[bytes, tuple[Buffer, ...]] | None:
     """The same of a call; None when its function cannot be found again by its name, too."""
     if type(func) is not FunctionType:
         return None
@@ -67,7 +67,7 @@ def dumps_call(func: Any, args: tuple[Any, ...]) -> tuple[bytes, list[Buffer]] |
     return _write(_HEADS[CALL], [module, name], args)
 
 
-def _write(head: bytes, items: list[Any], values: Sequence[Any]) -> tuple[bytes, list[Buffer]] | None:
+def _write(head: bytes, items: list[Any], values: Sequence[Any]) -> tuple[bytes, tuple[Buffer, ...]] | None:
     if len(values) > MAX_ITEMS:
         return None
     buffers: list[Buffer] = []
@@ -76,17 +76,11 @@ def _write(head: bytes, items: list[Any], values: Sequence[Any]) -> tuple[bytes,
         kind = type(value)
         if kind is _Tensor:
             number = _NUMBERS.get(value.dtype)
-            if (
-                number is None
-                or value.requires_grad
-                or value.layout is not _STRIDED
-                or not value.is_cpu
-                or not value.is_contiguous()
-            ):
+            if number is None or value.requires_grad or not value.is_contiguous():
                 return None
             try:
                 array = value.numpy()
-            except (RuntimeError, TypeError):  # a conjugate, say
+            except (RuntimeError, TypeError):  # it is sparse, a conjugate, or of another device
                 return None
             size = array.nbytes
             if not size or value.untyped_storage().nbytes() != size:
@@ -101,7 +95,7 @@ def _write(head: bytes, items: list[Any], values: Sequence[Any]) -> tuple[bytes,
     if len(places) != len(buffers):
         return None  # two on one storage
     try:
-        return head + _pack(items), buffers
+        return head + _pack(items), tuple(buffers)  # which the garbage collector soon leaves out
     except (OverflowError, ValueError):  # an int of more than 64 bits; half of a character
         return None
 
@@ -111,10 +105,10 @@ def is_plain(body: Buffer) -> bool:
     return len(body) > 2 and body[0] == PLAIN
 
 
-def loads(body: bytes, buffers: Sequence[Buffer]) -> Any:
+def loads(body: Buffer, buffers: Sequence[Buffer]) -> Any:
     """The value in a body; of a call, a tuple (module, qualified name, arguments). Raises `FrameError`."""
     try:
-        items = msgpack.unpackb(memoryview(body)[2:], max_str_len=MAX_TEXT, max_bin_len=0, max_ext_len=0)
+        items = _unpack(body[2:], max_str_len=MAX_TEXT, max_bin_len=0, max_ext_len=0)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise _fail(f"it is not msgpack ({type(error).__name__})") from None
     form = body[1]
@@ -125,16 +119,16 @@ def loads(body: bytes, buffers: Sequence[Buffer]) -> Any:
         name, items = items[:2], items[2:]
         if len(name) != 2 or type(name[0]) is not str or type(name[1]) is not str:
             raise _fail("a call without a name")
-    values = _read(items, buffers)
+    _read(items, buffers)
     if form == _TUPLE:
-        return tuple(values)
+        return tuple(items)
     if form == _LIST:
-        return values
+        return items
     if form == CALL:
-        return name[0], name[1], tuple(values)
-    if len(values) != 1:
-        raise _fail(f"{len(values)} items for one value")
-    return values[0]
+        return name[0], name[1], tuple(items)
+    if len(items) != 1:
+        raise _fail(f"{len(items)} items for one value")
+    return items[0]
 
 
 def loads_call(body: bytes, buffers: Sequence[Buffer]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -152,7 +146,8 @@ def loads_call(body: bytes, buffers: Sequence[Buffer]) -> tuple[Any, tuple[Any, 
     return found, args, {}
 
 
-def _read(items: list[Any], buffers: Sequence[Buffer]) -> list[Any]:
+def _read(items: list[Any], buffers: Sequence[Buffer]) -> None:
+    """Put the tensors into their places."""
     used = 0
     for index, item in enumerate(items):
         kind = type(item)
@@ -175,7 +170,6 @@ def _read(items: list[Any], buffers: Sequence[Buffer]) -> list[Any]:
             used += 1
         elif kind not in _SCALARS:
             raise _fail(f"an item of type {kind.__name__}")
-    return items
 
 
 def _fail(why: str) -> FrameError:

@@ -31,6 +31,7 @@ JOIN_BYTES: Final = 32 * 1024
 """Replies that are kept back, while more requests of the same read wait to be handled, are sent at this size."""
 JOIN_SECONDS: Final = 0.0005
 """And at the first that is ready so long after another one."""
+_CLOSED: Final = "the connection to a process of this host is closed"
 MAX_PIECES: Final = 512
 """Pieces given to the system in one call; it takes 1024 at most."""
 
@@ -85,6 +86,7 @@ class LocalLink:
         self._kept_since = 0.0
         # receiving: whole messages, the beginning of one that is not, and whether the last read took all there was
         self._inbox: deque[list[Any]] = deque()
+        self._may_have_kept = False  # replies to what came together, which then waited in the inbox
         self._rest: bytes = b""
         self._large: bytearray | None = None
         self._filled = 0
@@ -122,7 +124,10 @@ class LocalLink:
                 return self._send_placed(self.carrier, placed, frames)
         pieces, size = pack_record(frames)
         with self._lock:
-            self._count(size)
+            if self._closed or self.is_ended:
+                raise RouteGone(_CLOSED)
+            self._out += 1
+            self._bytes_out += size
             if self._inbox and size < JOIN_BYTES:
                 now = monotonic()
                 if not self._kept:
@@ -180,7 +185,7 @@ class LocalLink:
 
     def _count(self, size: int) -> None:
         if self._closed or self.is_ended:
-            raise RouteGone("the connection to a process of this host is closed")
+            raise RouteGone(_CLOSED)
         self._out += 1
         self._bytes_out += size
 
@@ -202,7 +207,7 @@ class LocalLink:
             except BlockingIOError:
                 pass
             except OSError as error:
-                raise RouteGone(f"the connection to a process of this host is closed ({error})") from None
+                raise RouteGone(f"{_CLOSED} ({error})") from None
         self._queue(pieces, sent)
 
     def _queue(self, pieces: list[Any], sent: int) -> None:
@@ -251,19 +256,19 @@ class LocalLink:
             self._flush_if_needed()
             return None  # it is read by somebody else, who goes on with it
         try:
-            inbox = self._inbox
-            if inbox:
-                return inbox.popleft()
-            self._flush_if_needed()
+            if self._inbox:
+                return self._inbox.popleft()
+            if self._may_have_kept or self._backlog:
+                self._flush_if_needed()
             if self._is_drained:
                 self._is_drained = False
                 return None
-            self._read()
-            return inbox.popleft() if inbox else None
+            return self._read()
         finally:
             self._reading.release()
 
     def _flush_if_needed(self) -> None:
+        self._may_have_kept = False
         with self._lock:  # whoever kept something back did so because the inbox was not empty
             waits = bool(self._kept or self._backlog)
         if waits:
@@ -284,29 +289,32 @@ class LocalLink:
 
     def take(self) -> list[Any] | None:
         """As `receive`, for the only one who reads, and has waited already: this always looks."""
-        if not self._inbox:
-            self._read()
-        return self._inbox.popleft() if self._inbox else None
+        return self._inbox.popleft() if self._inbox else self._read()
 
-    def _read(self) -> None:
-        """Read once, and take the messages apart."""
+    def _read(self) -> list[Any] | None:
+        """Read once, and take the messages apart: the first one; the others go into the inbox."""
         if self._closed or self.is_ended:
-            return
+            return None
         try:
             if self._large is not None:
                 self._read_large(self._large)
             else:
                 data = self._connection.recv(READ_BYTES)
-                self._is_drained = len(data) < READ_BYTES
-                self._bytes_in += len(data)
-                if not data:
+                size = len(data)
+                self._is_drained = size < READ_BYTES
+                self._bytes_in += size
+                if not size:
                     self._end()
+                elif not self._rest and size >= HEAD.size and HEAD.unpack_from(data) == (1, size - HEAD.size):
+                    self._in += 1
+                    return [memoryview(data)[HEAD.size :]]  # one small message, as mostly
                 else:
-                    self._take_apart(self._rest + data if self._rest else data)
+                    self._take_apart(self._rest + data)
         except BlockingIOError:
             pass
         except (OSError, ValueError):
             self._end()
+        return self._inbox.popleft() if self._inbox else None
 
     def _read_large(self, large: bytearray) -> None:
         """Read on into the memory of a message that is larger than a read."""
@@ -325,17 +333,13 @@ class LocalLink:
         """A record is complete. Raises ValueError when its sizes do not fit."""
         self._in += 1
         body = record[HEAD.size :]
+        self._may_have_kept = True
         self._inbox.append(split_record(body, count, None if self.carrier is None else self.carrier.find))
 
     def _take_apart(self, data: bytes) -> None:
         """Find the records in some bytes. Raises ValueError when they are none."""
         position, end = 0, len(data)
         view = memoryview(data)
-        if end >= HEAD.size and HEAD.unpack_from(data) == (1, end - HEAD.size):  # one small message, as mostly
-            self._in += 1
-            self._inbox.append([view[HEAD.size :]])
-            self._rest = b""
-            return
         while end - position >= HEAD.size:
             count, size = HEAD.unpack_from(data, position)
             after = position + HEAD.size + size

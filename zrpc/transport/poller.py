@@ -127,12 +127,8 @@ if sys.platform == "linux":
             self._data.pop(fd, None)
             self._epoll.unregister(fd)
 
-        def wait(self, timeout: float | None) -> list[Any]:
-            """The data of what is ready. What another thread removes meanwhile is not among it, or for the last time."""
-            return self.spin(timeout) or self.block(timeout)
-
         def spin(self, timeout: float | None = None) -> list[Any]:
-            """As `wait`, looking again and again for as long as that may be worth it; not at all if it is not."""
+            """As `block`, looking again and again for as long as that may be worth it; not at all if it is not."""
             pace = self._pace
             if pace is None or pace.credit <= 0 or timeout == 0.0:
                 return []
@@ -149,7 +145,8 @@ if sys.platform == "linux":
             return self._data_of(found)
 
         def block(self, timeout: float | None) -> list[Any]:
-            """As `wait`, asleep."""
+            """The data of what is ready, after at most `timeout` seconds. What another thread removes meanwhile is not among
+            it, or for the last time."""
             pace = self._pace
             if pace is None or timeout == 0.0:
                 return self._data_of(self._epoll.poll(timeout))
@@ -188,10 +185,8 @@ else:
         def remove(self, fd: int) -> None:
             self._selector.unregister(fd)
 
-        def wait(self, timeout: float | None) -> list[Any]:
+        def block(self, timeout: float | None) -> list[Any]:
             return [key.data for key, _ in self._selector.select(timeout)]
-
-        block = wait
 
         def spin(self, timeout: float | None = None) -> list[Any]:
             return []
@@ -219,14 +214,18 @@ class Ear:
 
     def wait(self, timeout: float | None) -> bool:
         """True when there may be input or a wake-up, False after `timeout` seconds (at most a day) without either."""
-        ready = self._waiter.wait(timeout if timeout is None or timeout < LONGEST_WAIT else LONGEST_WAIT)
+        ready = self._waiter.spin(timeout) or self._waiter.block(
+            timeout if timeout is None or timeout < LONGEST_WAIT else LONGEST_WAIT
+        )
         if False in ready:
             self._waker.clear()
         return bool(ready)
 
     def listen(self, timeout: float | None) -> bool:
         """True when there may be input (or, if that is watched, room for output), False after a wake-up or the timeout."""
-        ready = self._waiter.wait(timeout if timeout is None or timeout < LONGEST_WAIT else LONGEST_WAIT)
+        ready = self._waiter.spin(timeout) or self._waiter.block(
+            timeout if timeout is None or timeout < LONGEST_WAIT else LONGEST_WAIT
+        )
         if False in ready:
             self._waker.clear()
         return True in ready

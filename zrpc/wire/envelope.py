@@ -45,6 +45,9 @@ from zrpc.wire.limits import DEFAULT_LIMITS, Limits
 Buffer = bytes | bytearray | memoryview
 """Bytes that can be sent as they are."""
 
+_packb = msgpack.packb
+_unpackb = msgpack.unpackb
+
 MAGIC: Final = 0x5A
 VERSION: Final = 1
 _PREAMBLE = struct.Struct("<BBHII")
@@ -251,7 +254,7 @@ def pack_sized(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> tuple[lis
         raise LimitExceeded(
             "a message", total, limits.message_bytes, "Raise max_message_bytes on both sides, or send it in parts."
         )
-    header = msgpack.packb(
+    header = _packb(
         (
             envelope.kind,
             envelope.message_id,
@@ -375,8 +378,9 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
     if not frames:
         raise _fail("no frame")
     first = memoryview(frames[0])
-    if first.nbytes < PREAMBLE_BYTES:
-        raise _fail(f"{first.nbytes} bytes are too few")
+    end = first.nbytes
+    if end < PREAMBLE_BYTES:
+        raise _fail(f"{end} bytes are too few")
     magic, version, flags, header_size, body_size = _PREAMBLE.unpack_from(first)
     if magic != MAGIC:
         raise _fail(f"it begins with byte {magic:#x}")
@@ -384,13 +388,13 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
         raise VersionMismatch(version, VERSION)
     if flags & ~BODY_APART:
         raise _fail(f"unknown flags {flags:#x}")
-    if header_size > limits.header_bytes or PREAMBLE_BYTES + header_size > first.nbytes:
+    position = PREAMBLE_BYTES + header_size
+    if header_size > limits.header_bytes or position > end:
         raise _fail(f"a header of {header_size} bytes does not fit")
     if body_size > limits.message_bytes:
         raise _fail(f"a body of {body_size} bytes, over the limit of {limits.message_bytes}")
-    position = PREAMBLE_BYTES + header_size
     try:
-        fields = msgpack.unpackb(first[PREAMBLE_BYTES:position], strict_map_key=False)
+        fields = _unpackb(first[PREAMBLE_BYTES:position], strict_map_key=False)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise _fail(f"the header is not msgpack ({type(error).__name__})") from None
     fields = _check_header(fields)
@@ -402,33 +406,34 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
     else:
         body = first[position : position + body_size]
         position += body_size
-        if position > first.nbytes:
+        if position > end:
             raise _fail(f"a body of {body_size} bytes does not fit")
     descriptors = fields[7]
     buffers: list[memoryview] = []
     size = 0
     if descriptors is not None:
         buffers, size, position, next_frame = _take_buffers(descriptors, first, position, frames, next_frame, limits)
-    if position != first.nbytes or next_frame != len(frames):
+    if position != end or next_frame != len(frames):
         raise _fail("bytes are left over")
-    rref = fields[10]
-    autograd = fields[11]
+    kind, message_id, sender, sender_inc, receiver_inc, left, codec, _, function, code, rref, autograd, trace, extra = fields[
+        :14
+    ]
     envelope = Envelope(
-        fields[0],
-        fields[1],
-        fields[2],
-        fields[3],
-        fields[4],
-        fields[5],
-        fields[6],
+        kind,
+        message_id,
+        sender,
+        sender_inc,
+        receiver_inc,
+        left,
+        codec,
         body,
         buffers,
-        fields[8],
-        fields[9],
+        function,
+        code,
         None if rref is None else tuple(rref),
         None if autograd is None else tuple(autograd),
-        fields[12],
-        fields[13],
+        trace,
+        extra,
     )
     envelope.size = body_size + size
     return envelope
