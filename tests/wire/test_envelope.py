@@ -13,6 +13,7 @@ from zrpc.errors import FrameError, LimitExceeded, VersionMismatch, ZrpcError
 from zrpc.wire.envelope import (
     INLINE_BODY_BYTES,
     INLINE_BUFFER_BYTES,
+    KNOWN_BYTES,
     PREAMBLE_BYTES,
     VERSION,
     Codec,
@@ -117,12 +118,14 @@ def test_another_version_is_told_apart() -> None:
     assert caught.value.theirs == VERSION + 1
 
 
-def _with_header(header: object, body: bytes = b"") -> list[bytes]:
-    packed = msgpack.packb(header)
-    return [struct.pack("<BBHII", 0x5A, VERSION, 0, len(packed), len(body)) + packed + body]
+def _with_header(what: object, about: object = None, body: bytes = b"", left: int = 0) -> list[bytes]:
+    parts = [msgpack.packb(what), b"" if about is None else msgpack.packb(about)]
+    sizes = [len(part) for part in (*parts, body)]
+    return [b"".join((struct.pack("<BBHIIIQQ", 0x5A, VERSION, 0, *sizes, 7, left), *parts, body))]
 
 
-GOOD = [1, 1, 0, 0, 0, 0, 0, None, None, None, None, None, None, None]
+GOOD: list[object] = [1, 0, 0, 0, 0, None, None, None]
+GOOD_ABOUT: list[object] = [None, None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -131,35 +134,69 @@ GOOD = [1, 1, 0, 0, 0, 0, 0, None, None, None, None, None, None, None]
         (0, 256),
         (0, "call"),
         (0, True),
-        (1, -1),
-        (2, -3),
-        (3, 1 << 63),
-        (4, None),
-        (5, -1),
-        (6, 1.5),
-        (7, {}),
-        (7, [0]),
-        (7, [0, -1]),
-        (7, [0, 1 << 62]),
-        (7, [1, 5]),
-        (7, [9, 0]),
-        (7, [0, 0] * 70_000),
-        (8, b"bytes"),
-        (8, "x" * 5000),
-        (9, b"short"),
-        (10, [1, 2, 3, 4]),
-        (10, [1, 2, 3, 4, 5, 6, 7, -8]),
-        (11, [1]),
-        (12, "short"),
-        (13, []),
+        (1, -3),
+        (2, 1 << 63),
+        (3, None),
+        (4, 1.5),
+        (5, {}),
+        (5, [0]),
+        (5, [0, -1]),
+        (5, [0, 1 << 62]),
+        (5, [1, 5]),
+        (5, [9, 0]),
+        (5, [True, 0]),
+        (5, [0, 0] * 70_000),
+        (6, b"bytes"),
+        (6, "x" * 5000),
+        (7, b"short"),
     ],
 )
 def test_a_header_field_out_of_range_is_refused(position: int, value: object) -> None:
     unpack(_with_header(GOOD))
     header = list(GOOD)
     header[position] = value
+    for _ in range(2):  # what is refused once is refused again
+        with pytest.raises(FrameError):
+            unpack(_with_header(header))
+
+
+@pytest.mark.parametrize(
+    ("position", "value"),
+    [
+        (0, [1, 2, 3, 4]),
+        (0, [1, 2, 3, 4, 5, 6, 7, -8]),
+        (1, [1]),
+        (2, "short"),
+        (3, []),
+    ],
+)
+def test_a_field_about_a_message_out_of_range_is_refused(position: int, value: object) -> None:
+    unpack(_with_header(GOOD, GOOD_ABOUT))
+    about = list(GOOD_ABOUT)
+    about[position] = value
     with pytest.raises(FrameError):
-        unpack(_with_header(header))
+        unpack(_with_header(GOOD, about))
+
+
+def test_time_left_has_63_bits() -> None:
+    assert unpack(_with_header(GOOD, left=(1 << 63) - 1)).time_left_us == (1 << 63) - 1
+    with pytest.raises(FrameError, match="time left"):
+        unpack(_with_header(GOOD, left=1 << 63))
+
+
+def test_what_is_known_already_is_read_the_same() -> None:
+    envelope = Envelope(
+        Kind.CALL, 1, 3, 4, 5, codec=2, body=b"body", buffers=[b"one", b"other"], function="f", code=bytes(32)
+    )
+    first, again = unpack(pack(envelope)), unpack(pack(envelope))
+    assert fields(first) == fields(again) == fields(envelope)
+    again.buffers = again.buffers[:1]
+    assert fields(unpack(pack(envelope))) == fields(envelope), "what is known is nobody's to change"
+
+
+def test_what_is_too_long_to_be_remembered_is_read_all_the_same() -> None:
+    envelope = Envelope(Kind.CALL, 1, function="f" * KNOWN_BYTES, buffers=[b"x"] * 500)
+    assert fields(unpack(pack(envelope))) == fields(envelope)
 
 
 def test_a_header_that_claims_more_than_there_is() -> None:
@@ -197,4 +234,4 @@ def test_a_message_over_a_limit_is_refused_by_the_sender_and_by_the_receiver(
 
 def test_repr_names_kind_and_sender() -> None:
     assert repr(Envelope(Kind.CALL, 7, 3, 9, function="f")) == "<Envelope CALL id=7 from=3/9 f body=0 buffers=0>"
-    assert PREAMBLE_BYTES == 12
+    assert PREAMBLE_BYTES == 32

@@ -45,7 +45,14 @@ class Future(torch.futures.Future[T]):
     future is dropped.
     """
 
-    __slots__ = ("caller", "error", "has_callbacks", "message_id", "place", "waiter")  # a dict for each is one object more
+    __slots__ = (
+        "caller",
+        "error",
+        "has_callbacks",
+        "message_id",
+        "place",
+        "waiter",
+    )  # a dict for each is one object more
 
     error: BaseException | None
     """What the call ended with, if it failed."""

@@ -145,7 +145,7 @@ if sys.platform == "linux":
             return self._data_of(found)
 
         def block(self, timeout: float | None) -> list[Any]:
-            """The data of what is ready, after at most `timeout` seconds. What another thread removes meanwhile is not among
+            """The data of what is ready, after at most `timeout` seconds. What another thread removes meanwhile is not in
             it, or for the last time."""
             pace = self._pace
             if pace is None or timeout == 0.0:

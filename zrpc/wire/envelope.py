@@ -4,34 +4,41 @@ One rule: every field's bounds are checked before the field is used; a frame tha
 
 A message is one or more ZeroMQ frames (after the routing id that a ROUTER sees):
 
-    frame 0      | 'Z' | version u8 | flags u16 | header length u32 | body length u32 | header | body | inline buffers |
+    frame 0      | 'Z' | version u8 | flags u16 | sizes of what, about and body, u32 each | message id u64 | time left u64 |
+                 | what | about | body | inline buffers |
     frame 1..n   the buffers that are not in frame 0, in order (before them the body, if flag BODY_APART is set)
 
 Over ZeroMQ a large message goes in pieces, and is put together again before it is read here: see `streams`.
 
-Integers are little-endian. A small message is a single frame: measured on a CURVE connection, three frames cost 20 to 50
-microseconds and half the message rate against one. The header is a msgpack array:
+Integers are little-endian. The message id is unique to the sender's incarnation; a reply carries the id of its call. The
+time left is microseconds until the deadline when the message was sent, 0 for no deadline. A small message is a single frame:
+measured on a CURVE connection, three frames cost 20 to 50 microseconds and half the message rate against one.
+
+The header is two msgpack arrays. *What* is the same for all calls of a function with arguments of the same sizes, so it is
+checked and read once, and known again by its bytes:
 
     0  kind                  Kind
-    1  message id            u64, unique to the sender's incarnation; a reply carries the id of its call
-    2  sender id             worker id, -1 the broker, -2 not yet given
-    3  sender incarnation    u63; 0 not yet given
-    4  receiver incarnation  u63; 0 any. A receiver of another incarnation refuses the message
-    5  time left             microseconds until the deadline when the message was sent; 0 no deadline
-    6  codec                 Codec of the body
-    7  buffers               nil, or [place, size, place, size, ...]; place 0 inline after the body, 1 in frames of its own
-    8  function              nil, or the name of the function: qualified name, or module:qualified name
-    9  code                  nil, or the content hash of the TorchScript code (32 bytes)
-    10 rref                  nil, or eight ids: RRefId (2), ForkId (2), number and floor in the control channel, owner (2)
-    11 autograd              nil, or [context id, message id]
-    12 trace                 nil, or a W3C trace parent (55 bytes of text)
-    13 extra                 nil, or a map from small integers (Extra) to values; unknown keys are ignored
+    1  sender id             worker id, -1 the broker, -2 not yet given
+    2  sender incarnation    u63; 0 not yet given
+    3  receiver incarnation  u63; 0 any. A receiver of another incarnation refuses the message
+    4  codec                 Codec of the body
+    5  buffers               nil, or [place, size, place, size, ...]; place 0 inline after the body, 1 in frames of its own
+    6  function              nil, or the name of the function: qualified name, or module:qualified name
+    7  code                  nil, or the content hash of the TorchScript code (32 bytes)
+
+*About* is the message's own, and left out (its size is 0) where it has nothing to say:
+
+    0  rref                  nil, or eight ids: RRefId (2), ForkId (2), number and floor in the control channel, owner (2)
+    1  autograd              nil, or [context id, message id]
+    2  trace                 nil, or a W3C trace parent (55 bytes of text)
+    3  extra                 nil, or a map from small integers (Extra) to values; unknown keys are ignored
 
 A later version adds kinds, places and extra keys; it changes the version byte only when an old reader would misread it.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
@@ -50,7 +57,7 @@ _unpackb = msgpack.unpackb
 
 MAGIC: Final = 0x5A
 VERSION: Final = 1
-_PREAMBLE = struct.Struct("<BBHII")
+_PREAMBLE = struct.Struct("<BBHIIIQQ")
 PREAMBLE_BYTES: Final = _PREAMBLE.size
 BODY_APART: Final = 1
 
@@ -63,6 +70,11 @@ INLINE_TOTAL_BYTES: Final = 64 * 1024
 
 PLACE_INLINE: Final = 0
 PLACE_FRAME: Final = 1
+
+KNOWN_BYTES: Final = 512
+"""What is in a header up to this size is remembered,"""
+KNOWN: Final = 1024
+"""for the last so many that were different."""
 
 RREF_NUMBERS: Final = 8
 """Integers in the header's rref field; those that a kind of message has no use for are 0."""
@@ -254,33 +266,38 @@ def pack_sized(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> tuple[lis
         raise LimitExceeded(
             "a message", total, limits.message_bytes, "Raise max_message_bytes on both sides, or send it in parts."
         )
-    header = _packb(
+    what = _packb(
         (
             envelope.kind,
-            envelope.message_id,
             envelope.sender,
             envelope.sender_incarnation,
             envelope.receiver_incarnation,
-            envelope.time_left_us,
             envelope.codec,
             descriptors,
             envelope.function,
             envelope.code,
-            envelope.rref,
-            envelope.autograd,
-            envelope.trace,
-            envelope.extra,
         )
     )
-    if len(header) > limits.header_bytes:
-        raise LimitExceeded("the header of a message", len(header), limits.header_bytes)
-    preamble = _PREAMBLE.pack(MAGIC, VERSION, flags, len(header), body_size)
+    about = b""
+    if (
+        envelope.rref is not None
+        or envelope.autograd is not None
+        or envelope.trace is not None
+        or envelope.extra is not None
+    ):
+        about = _packb((envelope.rref, envelope.autograd, envelope.trace, envelope.extra))
+    header_size = len(what) + len(about)
+    if header_size > limits.header_bytes:
+        raise LimitExceeded("the header of a message", header_size, limits.header_bytes)
+    preamble = _PREAMBLE.pack(
+        MAGIC, VERSION, flags, len(what), len(about), body_size, envelope.message_id, envelope.time_left_us
+    )
     if flags:
-        frames[0] = b"".join((preamble, header, *inline))
+        frames[0] = b"".join((preamble, what, about, *inline))
     else:
-        frames[0] = b"".join((preamble, header, body, *inline))
+        frames[0] = b"".join((preamble, what, about, body, *inline))
     envelope.size = total
-    return frames, PREAMBLE_BYTES + len(header) + total
+    return frames, PREAMBLE_BYTES + header_size + total
 
 
 def _take_frame(frames: Sequence[Any], index: int, size: int, what: str) -> memoryview:
@@ -301,35 +318,47 @@ def _is_uint(value: object, top: int) -> bool:
     return type(value) is int and 0 <= value <= top
 
 
-def _check_header(fields: object) -> list[Any]:
-    """Check the type and range of every field of a decoded header."""
-    if type(fields) is not list or len(fields) < 14:
-        raise _fail("the header is not an array of 14 fields")
-    kind, message_id, sender, sender_inc, receiver_inc, left, codec, buffers = fields[:8]
-    function, code, rref, autograd, trace, extra = fields[8:14]
-    if not (
-        type(kind) is int
-        and 0 <= kind <= 255
-        and type(message_id) is int
-        and 0 <= message_id <= _MAX_U64
-        and type(sender) is int
-        and -2 <= sender <= _MAX_U63
-        and type(sender_inc) is int
-        and 0 <= sender_inc <= _MAX_U63
-        and type(receiver_inc) is int
-        and 0 <= receiver_inc <= _MAX_U63
-        and type(left) is int
-        and 0 <= left <= _MAX_U63
-        and type(codec) is int
-        and 0 <= codec <= 255
-    ):  # in one expression: it is in the way of every message
-        raise _wrong_number(*fields[:7])
-    if buffers is not None and type(buffers) is not list:
-        raise _fail("buffer descriptors are not an array")
+_What = tuple[int, int, int, int, int, tuple[tuple[int, int], ...], int, str | None, bytes | None]
+"""kind, sender, its incarnation, the receiver's, codec, the buffers' places and sizes, their size, function, code."""
+
+
+def _read_what(data: bytes) -> _What:
+    """Check the type and range of every field of a header's first part."""
+    fields = _read_array(data, 8)
+    kind, sender, sender_inc, receiver_inc, codec, descriptors, function, code = fields[:8]
+    if not _is_uint(kind, 255):
+        raise _fail("kind is not a number below 256")
+    if type(sender) is not int or not -2 <= sender <= _MAX_U63:
+        raise _fail("sender id is not a worker id")
+    if not (_is_uint(sender_inc, _MAX_U63) and _is_uint(receiver_inc, _MAX_U63)):
+        raise _fail("incarnation is not a u63")
+    if not _is_uint(codec, 255):
+        raise _fail("codec is not a number below 256")
     if function is not None and (type(function) is not str or len(function) > 4096):
         raise _fail("function is not a name of at most 4096 characters")
     if code is not None and (type(code) is not bytes or len(code) != 32):
         raise _fail("code hash is not 32 bytes")
+    places: list[tuple[int, int]] = []
+    if descriptors is not None:
+        if type(descriptors) is not list or len(descriptors) % 2:
+            raise _fail("buffer descriptors are not an array of pairs")
+        for place, size in zip(descriptors[::2], descriptors[1::2], strict=True):
+            if type(place) is not int or place not in (PLACE_INLINE, PLACE_FRAME):
+                raise _fail(f"unknown place {place!r:.80} of a buffer")
+            if not _is_uint(size, _MAX_U63):
+                raise _fail("a buffer's size is not a number")
+            places.append((place, size))
+    total = sum(size for _, size in places)
+    return kind, sender, sender_inc, receiver_inc, codec, tuple(places), total, function, code
+
+
+_read_known = functools.lru_cache(KNOWN)(_read_what)
+
+
+def _read_about(data: memoryview) -> list[Any]:
+    """The same of its second part."""
+    fields = _read_array(data, 4)
+    rref, autograd, trace, extra = fields[:4]
     if rref is not None:
         _check_ints(rref, RREF_NUMBERS, "rref")
     if autograd is not None:
@@ -341,27 +370,14 @@ def _check_header(fields: object) -> list[Any]:
     return fields
 
 
-def _wrong_number(
-    kind: object,
-    message_id: object,
-    sender: object,
-    sender_inc: object,
-    receiver_inc: object,
-    left: object,
-    codec: object,
-) -> FrameError:
-    """Which of a header's numbers is out of its range."""
-    if not _is_uint(kind, 255):
-        return _fail("kind is not a number below 256")
-    if not _is_uint(message_id, _MAX_U64):
-        return _fail("message id is not a u64")
-    if type(sender) is not int or not -2 <= sender <= _MAX_U63:
-        return _fail("sender id is not a worker id")
-    if not (_is_uint(sender_inc, _MAX_U63) and _is_uint(receiver_inc, _MAX_U63)):
-        return _fail("incarnation is not a u63")
-    if not _is_uint(left, _MAX_U63):
-        return _fail("time left is not a u63")
-    return _fail("codec is not a number below 256")
+def _read_array(data: bytes | memoryview, count: int) -> list[Any]:
+    try:
+        fields = _unpackb(data, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise _fail(f"the header is not msgpack ({type(error).__name__})") from None
+    if type(fields) is not list or len(fields) < count:
+        raise _fail(f"a part of the header is not an array of {count} fields")
+    return fields
 
 
 def _check_ints(values: object, count: int, what: str) -> None:
@@ -381,88 +397,55 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
     end = first.nbytes
     if end < PREAMBLE_BYTES:
         raise _fail(f"{end} bytes are too few")
-    magic, version, flags, header_size, body_size = _PREAMBLE.unpack_from(first)
+    magic, version, flags, what_size, about_size, body_size, message_id, left = _PREAMBLE.unpack_from(first)
     if magic != MAGIC:
         raise _fail(f"it begins with byte {magic:#x}")
     if version != VERSION:
         raise VersionMismatch(version, VERSION)
     if flags & ~BODY_APART:
         raise _fail(f"unknown flags {flags:#x}")
-    position = PREAMBLE_BYTES + header_size
-    if header_size > limits.header_bytes or position > end:
-        raise _fail(f"a header of {header_size} bytes does not fit")
+    after_what = PREAMBLE_BYTES + what_size
+    position = after_what + about_size
+    if what_size + about_size > limits.header_bytes or position > end:
+        raise _fail(f"a header of {what_size + about_size} bytes does not fit")
     if body_size > limits.message_bytes:
         raise _fail(f"a body of {body_size} bytes, over the limit of {limits.message_bytes}")
-    try:
-        fields = _unpackb(first[PREAMBLE_BYTES:position], strict_map_key=False)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise _fail(f"the header is not msgpack ({type(error).__name__})") from None
-    fields = _check_header(fields)
+    if left > _MAX_U63:
+        raise _fail("time left is not a u63")
+    read = _read_known if what_size <= KNOWN_BYTES else _read_what
+    known = read(bytes(first[PREAMBLE_BYTES:after_what]))
+    kind, sender, sender_inc, receiver_inc, codec, places, size, function, code = known
     next_frame = 1
     body: memoryview
     if flags & BODY_APART:
         body = _take_frame(frames, next_frame, body_size, "the body")
         next_frame += 1
     else:
-        body = first[position : position + body_size]
-        position += body_size
+        start, position = position, position + body_size
         if position > end:
             raise _fail(f"a body of {body_size} bytes does not fit")
-    descriptors = fields[7]
+        body = first[start:position]
     buffers: list[memoryview] = []
-    size = 0
-    if descriptors is not None:
-        buffers, size, position, next_frame = _take_buffers(descriptors, first, position, frames, next_frame, limits)
+    if places:
+        if len(places) > limits.buffers or size > limits.message_bytes:
+            raise _fail(
+                f"{len(places)} buffers of {size} bytes, over a limit ({limits.buffers}, {limits.message_bytes})"
+            )
+        for place, length in places:
+            if place == PLACE_INLINE:
+                start, position = position, position + length
+                if position > end:
+                    raise _fail(f"an inline buffer of {length} bytes does not fit")
+                buffers.append(first[start:position])
+            else:
+                buffers.append(_take_frame(frames, next_frame, length, "a buffer"))
+                next_frame += 1
     if position != end or next_frame != len(frames):
         raise _fail("bytes are left over")
-    kind, message_id, sender, sender_inc, receiver_inc, left, codec, _, function, code, rref, autograd, trace, extra = fields[
-        :14
-    ]
-    envelope = Envelope(
-        kind,
-        message_id,
-        sender,
-        sender_inc,
-        receiver_inc,
-        left,
-        codec,
-        body,
-        buffers,
-        function,
-        code,
-        None if rref is None else tuple(rref),
-        None if autograd is None else tuple(autograd),
-        trace,
-        extra,
-    )
+    envelope = Envelope(kind, message_id, sender, sender_inc, receiver_inc, left, codec, body, buffers, function, code)
     envelope.size = body_size + size
+    if about_size:
+        rref, autograd, envelope.trace, envelope.extra, *_ = _read_about(first[after_what : after_what + about_size])
+        envelope.rref = None if rref is None else tuple(rref)
+        envelope.autograd = None if autograd is None else tuple(autograd)
     return envelope
-
-
-def _take_buffers(
-    descriptors: list[Any], first: memoryview, position: int, frames: Sequence[Any], next_frame: int, limits: Limits
-) -> tuple[list[memoryview], int, int, int]:
-    """The buffers, their size, and the places after them in the first frame and among the frames."""
-    if len(descriptors) % 2 or len(descriptors) // 2 > limits.buffers:
-        raise _fail(f"{len(descriptors)} numbers do not describe buffers within the limit of {limits.buffers}")
-    out: list[memoryview] = []
-    end = first.nbytes
-    total = 0
-    for index in range(0, len(descriptors), 2):
-        place, size = descriptors[index], descriptors[index + 1]
-        if type(size) is not int or not 0 <= size <= _MAX_U63:
-            raise _fail("a buffer's size is not a number")
-        total += size
-        if place == PLACE_INLINE:
-            if position + size > end:
-                raise _fail(f"an inline buffer of {size} bytes does not fit")
-            out.append(first[position : position + size])
-            position += size
-        elif place == PLACE_FRAME:
-            out.append(_take_frame(frames, next_frame, size, "a buffer"))
-            next_frame += 1
-        else:
-            raise _fail(f"unknown place {place!r} of a buffer")
-    if total > limits.message_bytes:
-        raise _fail(f"{total} bytes of buffers, over the limit of {limits.message_bytes}")
-    return out, total, position, next_frame
