@@ -51,6 +51,10 @@ from zrpc.wire.limits import Limits
 if TYPE_CHECKING:
     from zrpc.runtime.draining import Draining
 
+_CALL, _REMOTE_CALL, _REPLY = Kind.CALL, Kind.REMOTE_CALL, Kind.REPLY
+_SCRIPT, _PYTHON, _BUILTIN = Codec.SCRIPT, Codec.PYTHON, Codec.BUILTIN
+# Once, since looking up a member of an enum costs three times as much, and each call does it a dozen times.
+
 logger = logging.getLogger(__name__)
 
 
@@ -105,7 +109,7 @@ class Callee:
             with self._served_lock:
                 if not self._served.accept(task.sender, envelope.message_id):
                     return  # the network has repeated it; the references in it belong to the first
-            is_remote = envelope.kind == Kind.REMOTE_CALL
+            is_remote = envelope.kind == _REMOTE_CALL
             if is_remote and envelope.rref is None:
                 raise FrameError("a remote call without an RRef id")
             self._admission.enter(task.sender)
@@ -165,10 +169,11 @@ class Callee:
         envelope = task.envelope
         if envelope.function is None:
             raise FrameError("a call without a function")
-        by_name = envelope.codec == Codec.BUILTIN and self._code.is_own(envelope.function)
-        self._values.check_accepts(Codec.SCRIPT if by_name else envelope.codec, envelope.function)
+        codec = envelope.codec
+        by_name = codec == _BUILTIN and self._code.is_own(envelope.function)
+        self._values.check_accepts(_SCRIPT if by_name else codec, envelope.function)
         self._admission.check_name(envelope.function)
-        if envelope.codec == Codec.SCRIPT:
+        if codec == _SCRIPT:
             if envelope.code is None:
                 raise FrameError("a TorchScript call without a code hash")
             task.func = self._code.resolve(envelope.function, envelope.code)
@@ -182,7 +187,7 @@ class Callee:
                 archive = bytes(envelope.buffers[index])
                 task.func = self._code.load(envelope.function, envelope.code, archive)
                 envelope.buffers = [b for i, b in enumerate(envelope.buffers) if i != index]
-        elif envelope.codec == Codec.BUILTIN:
+        elif codec == _BUILTIN:
             task.func = self._code.resolve(envelope.function, None)
             if task.func is None:
                 raise UnknownFunction(
@@ -209,7 +214,7 @@ class Callee:
         task.has_started = True
         task.began, task.thread = self._clock(), threading.get_ident()
         envelope = task.envelope
-        if task.deadline is not None and task.began >= task.deadline and envelope.kind == Kind.CALL:
+        if task.deadline is not None and task.began >= task.deadline and envelope.kind == _CALL:
             if self._take_out(task):
                 self._values.drop(envelope)
                 self._meter.dropped()
@@ -243,7 +248,7 @@ class Callee:
 
     def _begin(self, task: Task, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the function, once what it needs is here."""
-        if task.envelope.codec != Codec.PYTHON:
+        if task.envelope.codec != _PYTHON:
             for argument in args:
                 if isinstance(argument, Reference):
                     self._run_script(task, func, args, kwargs)
@@ -262,9 +267,9 @@ class Callee:
             task.recorder = self._values.join(envelope)
             value = self._values.read(envelope, task.recorder)
         func: Any
-        if envelope.codec == Codec.SCRIPT:
+        if envelope.codec == _SCRIPT:
             func, args, kwargs = task.func, value, {}
-        elif envelope.codec == Codec.BUILTIN:
+        elif envelope.codec == _BUILTIN:
             func = task.func
             args, kwargs = value
         else:
@@ -337,7 +342,7 @@ class Callee:
             else:
                 value = func(*args, **kwargs)
         except BaseException as error:  # whatever a user function raises belongs to its caller
-            if task.envelope.codec != Codec.PYTHON:
+            if task.envelope.codec != _PYTHON:
                 error = as_runtime_error(error)
             elif not task.is_cancelled:
                 print_traceback(error)
@@ -347,7 +352,7 @@ class Callee:
             running.scope = saved
             if not torch.is_grad_enabled():  # it is the thread's, which goes on to other calls
                 torch._C._set_grad_enabled(True)
-        if isinstance(value, CoroutineType) and task.envelope.codec == Codec.PYTHON:
+        if isinstance(value, CoroutineType) and task.envelope.codec == _PYTHON:
             self._run_coroutine(task, value)
         elif isinstance(value, torch._C.Future) and self._is_async(task, func):
             self._attach(task, value)
@@ -371,11 +376,11 @@ class Callee:
             self._finish(task, None, error)
 
     def _is_async(self, task: Task, func: Any) -> bool:
-        return task.is_async or task.envelope.codec != Codec.PYTHON or func is invoke or hasattr(func, ASYNC_ATTRIBUTE)
+        return task.is_async or task.envelope.codec != _PYTHON or func is invoke or hasattr(func, ASYNC_ATTRIBUTE)
 
     @staticmethod
     def _wrong_result(task: Task, value: Any) -> str:
-        if task.envelope.codec == Codec.SCRIPT:
+        if task.envelope.codec == _SCRIPT:
             kind = "Tensor" if isinstance(value, torch.Tensor) else type(value).__name__
             return f"Async functions must return an IValue of Future type, but got {kind}"
         return not_a_future(value, task.envelope.function)
@@ -414,7 +419,7 @@ class Callee:
             if task.envelope.span is not None:
                 self._tracer.end(task.envelope.span, "" if error is None else type(error).__name__)
             with contextlib.suppress(Unavailable):  # whoever asked for it is gone, and is lost to the references too
-                self._answer(task, Kind.REPLY)
+                self._answer(task, _REPLY)
         elif not is_wanted:
             pass  # cancelled, and answered then
         elif error is not None:
@@ -437,7 +442,7 @@ class Callee:
         recorder: Recorder | None = None,
     ) -> None:
         """Send a value as the reply to `envelope`, recorded in a context; if it cannot be sent, that is the reply."""
-        reply = self._reply(envelope, Kind.REPLY)
+        reply = self._reply(envelope, _REPLY)
         to = (envelope.sender, envelope.sender_incarnation)
         try:
             self._values.write(reply, codec, value, to, deadline, recorder=recorder)
@@ -474,7 +479,7 @@ class Callee:
         return reply
 
     def _send(self, asker: Asker, request: Envelope, reply: Envelope, frames: Any, size: int, size_out: int) -> None:
-        if request.kind <= Kind.REMOTE_CALL:
+        if request.kind <= _REMOTE_CALL:
             self._meter.served(size, size_out, reply.kind == Kind.ERROR)
         if request.span is not None:
             request.span[NOTE] = "failed" if reply.kind == Kind.ERROR else ""

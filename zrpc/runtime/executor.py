@@ -339,7 +339,8 @@ class Executor:
         finally:
             _local.runs_job = 0
             took = self._clock() - start
-            self._remember(key, took)
+            if took >= SLOW or key in self._history:  # the common case needs no entry
+                self._remember(key, took)
             with self._lock:
                 self._busy += took
                 self._running -= 1
@@ -348,8 +349,6 @@ class Executor:
         history = self._history
         known = history.get(key)
         if known is None:
-            if took < SLOW:
-                return  # the common case needs no entry
             if len(history) >= HISTORY_SIZE:
                 history.clear()
             known = 0.0

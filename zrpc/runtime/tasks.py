@@ -49,7 +49,9 @@ class Task(Scope):
     )
 
     def __init__(self, asker: Asker, envelope: Envelope, func: Callable[..., Any] | None, now: float) -> None:
-        super().__init__(now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None)
+        self.deadline = now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
+        self.is_cancelled = False
+        self._nested = None
         self.asker = asker
         self.envelope = envelope
         self.func = func

@@ -134,17 +134,17 @@ class CodeStore:
         """
         if hash is None:
             return self._by_name.get(name) or find_scripted(name) or find_operator(name)
-        return self._resolve_content(name, hash)
+        return self._own.get(hash) or self._resolve_content(name, hash)
 
     def is_own(self, name: str) -> bool:
         """Whether the name is that of a TorchScript function of this worker, not of torch's."""
         return name in self._by_name or find_scripted(name) is not None
 
     def _resolve_content(self, name: str, hash: bytes) -> Function | None:
+        found = self._own.get(hash)
+        if found is not None:
+            return found
         with self._lock:
-            found = self._own.get(hash)
-            if found is not None:
-                return found
             brought = self._brought.get(hash)
             if brought is not None:
                 self._brought.move_to_end(hash)

@@ -11,8 +11,8 @@ A message is one or more ZeroMQ frames (after the routing id that a ROUTER sees)
 Over ZeroMQ a large message goes in pieces, and is put together again before it is read here: see `streams`.
 
 Integers are little-endian. The message id is unique to the sender's incarnation; a reply carries the id of its call. The
-time left is microseconds until the deadline when the message was sent, 0 for no deadline. A small message is a single frame:
-measured on a CURVE connection, three frames cost 20 to 50 microseconds and half the message rate against one.
+time left is microseconds until the deadline when the message was sent, 0 for no deadline. A small message is one frame:
+measured on a CURVE connection, three frames cost 20 to 50 microseconds and half the message rate.
 
 The header is two msgpack arrays. *What* is the same for all calls of a function with arguments of the same sizes, so it is
 checked and read once, and known again by its bytes:
