@@ -85,8 +85,8 @@ logger = logging.getLogger(__name__)
 BROKER_PATIENCE = 30.0
 """Seconds that the common end of a static group waits for a broker that is away: a restarted one is back long before."""
 
-_CALL, _REMOTE_CALL = Kind.CALL, Kind.REMOTE_CALL  # which costs less to look up than an attribute of the enum
-_CALLS = (_CALL, _REMOTE_CALL)
+
+_CALLS = (Kind.CALL, Kind.REMOTE_CALL)
 _REPLIES = (Kind.REPLY, Kind.ERROR, Kind.NEED_CODE, Kind.ANSWER)
 
 
@@ -342,7 +342,7 @@ class Agent:
 
     def _route(self, asker: Asker, envelope: Envelope, is_local: bool) -> None:
         kind = envelope.kind
-        if kind in (_CALL, _REMOTE_CALL):
+        if kind in _CALLS:
             if self.fenced is not None and not is_local:
                 self._refuse("call to a fenced life", None)  # others were told that it is over: it must not go on
                 why = StaleIncarnation(f"this life of worker {self.info.name!r} is over: {self.fenced}")
