@@ -12,6 +12,7 @@ from zrpc.transport.local import LocalLink
 from zrpc.transport.samehost import (
     FOR_MESSAGES,
     SECRET_BYTES,
+    TURNED_AWAY,
     LocalListener,
     connect_local,
     host_mark,
@@ -86,6 +87,27 @@ def test_other_users_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     assert listener.receive() is None
     assert listener.refused == 1
     listener.close()
+
+
+def test_many_of_other_users_do_not_keep_the_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = LocalListener()
+    secret = new_secret()
+    strangers = []
+    with monkeypatch.context() as patched:
+        for _ in range(TURNED_AWAY):
+            strangers.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            strangers[-1].connect("\0" + listener.address)
+        link = connect_local(listener.address, secret)
+        patched.setattr(os, "getuid", lambda: 4_000_000)
+        assert listener.receive() is None
+        assert listener.is_busy
+    newcomer = listener.receive()
+    assert newcomer is not None
+    assert not listener.is_busy
+    assert listener.refused == TURNED_AWAY
+    newcomer.close()
+    for end in (link, listener, *strangers):
+        end.close()
 
 
 def test_the_mark_is_of_this_host_and_user(monkeypatch: pytest.MonkeyPatch) -> None:

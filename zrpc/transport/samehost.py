@@ -27,6 +27,8 @@ FOR_MESSAGES: Final = b"M"
 FOR_MEMORY: Final = b"S"
 """The same, of the channel for shared memory."""
 BACKLOG: Final = 128
+TURNED_AWAY: Final = 16
+"""Connections of other users that one `receive` takes: whoever makes them without end does not keep its caller."""
 MAX_UNPROVEN: Final = 64
 """Connections that have not said their secret yet; the oldest is closed when there are more."""
 
@@ -71,12 +73,15 @@ class LocalListener:
             raise
         self.refused = 0
         """Connections of other users."""
+        self.is_busy = False
+        """Whether the last `receive` returned None although there may be more."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def receive(self) -> Newcomer | None:
-        while True:
+        self.is_busy = False
+        for _ in range(TURNED_AWAY):
             try:
                 connection, _ = self._socket.accept()
             except OSError:
@@ -86,6 +91,8 @@ class LocalListener:
                 return Newcomer(connection)
             self.refused += 1
             connection.close()
+        self.is_busy = True
+        return None
 
     def close(self) -> None:
         self._socket.close()
