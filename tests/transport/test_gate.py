@@ -20,10 +20,10 @@ from zrpc.transport.gate import (
     LASTING,
     LOOK,
     MOST_SHARE,
-    MOST_STALE,
     PATIENCE,
     PENALTY,
     RECENT,
+    SCARCE,
     WANTED,
     Gate,
     Handshakes,
@@ -216,8 +216,8 @@ def test_its_own_thread_lets_a_host_in_again() -> None:
 def test_what_ends_without_a_handshake_is_a_failure() -> None:
     found = Handshakes()
     found.accepted(5, A, 1.0)
-    assert found.closed(5)
-    assert not found.closed(5)
+    assert found.closed(5, 1.0) == (True, False)
+    assert found.closed(5, 1.0) == (False, False)
     assert len(found) == 0
 
 
@@ -226,47 +226,79 @@ def test_a_failure_that_was_told_is_not_told_again() -> None:
     found.accepted(5, A, 1.0)
     found.accepted(6, A, 1.0)
     found.failed()
-    assert not found.closed(5)
-    assert found.closed(6)
+    assert found.closed(5, 1.0) == (False, False)
+    assert found.closed(6, 1.0) == (True, False)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_failure_may_take_long(is_told: bool) -> None:
+    found = Handshakes()
+    found.accepted(5, A, 1.0)
+    if is_told:
+        found.failed()
+    assert found.closed(5, 1.1 + PATIENCE) == (not is_told, True)
 
 
 def test_a_peer_that_leaves_is_no_failure() -> None:
     found = Handshakes()
     found.accepted(5, A, 1.0)
     found.succeeded()
-    assert not found.closed(5)
+    assert found.closed(5, 100.0) == (False, False)
     found.accepted(5, A, 2.0)
     found.accepted(6, A, 2.0)
     found.succeeded()
-    assert found.closed(6)  # one of two had succeeded: the other one is taken for it
-    assert not found.closed(5)
+    assert found.closed(6, 2.0) == (True, False)  # one of two had succeeded: the other one is taken for it
+    assert found.closed(5, 2.0) == (False, False)
 
 
-@pytest.mark.parametrize("count", [MOST_STALE, MOST_STALE + 1])
-def test_stale_handshakes(count: int) -> None:
-    found = Handshakes()
-    for fd in range(count):
-        found.accepted(fd, A, 1.0)
-    assert found.stale(1.0 + PATIENCE / 2) == []
-    assert found.stale(1.0 + PATIENCE) == ([A] * count if count > MOST_STALE else [])
-
-
-@pytest.mark.parametrize("most", [10, 10_000])
-def test_who_holds_connections_open_is_kept_out(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once when descriptors get scarce, else when their handshakes take too long."""
+def test_slow_failures_count_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that begin together on a host that is too busy for them are no flood."""
     monkeypatch.setattr("zrpc.transport.gate.host_of", lambda fd: A)
     found, doorway, now = make()
-    found._most_open = max(most, MOST_STALE)
-    for fd in range(MOST_STALE + 1):
-        found.accepted(fd)
-    now[0] += LOOK / 2
-    found.accepted(MOST_STALE + 1)
-    assert doorway.kept == ([[A]] if most < MOST_STALE else [])
-    now[0] += PATIENCE
-    found.accepted(MOST_STALE + 2)
+
+    def fail(count: int, after: float) -> None:
+        for fd in range(count):
+            found.accepted(fd)
+        now[0] += after
+        for fd in range(count):
+            found.failed("handshake failed")
+            found.closed(fd)
+
+    fail(BURST + BURST // 2, 2 * PATIENCE)
+    assert doorway.kept == []
+    now[0] += 10 * BURST / LASTING
+    fail(BURST + BURST // 2, 0.0)
     assert doorway.kept[0] == [A]
+    found.close()
+
+
+def test_who_takes_descriptors_until_they_are_scarce_is_kept_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zrpc.transport.gate.host_of", lambda fd: A)
+    found, doorway, now = make()
+    found._descriptors = 1024
+    scarce = int(SCARCE * found._descriptors)
+    for fd in range(100, scarce):
+        found.accepted(fd)
+    assert doorway.kept == []
+    found.accepted(scarce)
+    assert doorway.kept == [[A]]
     before = found.share
     assert look(found, now) == before  # it is not let in while they are there
+    for fd in range(100, scarce + 1):
+        found.closed(fd)
+    look(found, now)
+    assert look(found, now) > before  # they were failures
+    found.close()
+
+
+def test_scarce_descriptors_that_members_have_are_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zrpc.transport.gate.host_of", lambda fd: A)
+    found, doorway, _ = make()
+    found._descriptors = 1024
+    for fd in range(100, 1000):
+        found.accepted(fd)
+        found.succeeded()
+    assert doorway.kept == []
     found.close()
 
 

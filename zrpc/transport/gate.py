@@ -6,8 +6,9 @@ filter on the listening socket (`Doorway`) has the system drop most of the conne
 One in `share` is let through: so many that few failures are left, and that a flood's end is noticed by their absence. The
 share is worked out anew every `LOOK` seconds, so a host is let in again some seconds after it stopped.
 
-A connection whose handshake does not get on is a failure too, once it ends or there are too many of them: each takes one
-of the process's descriptors.
+A connection whose handshake does not get on is a failure too, once it ends, or when there are so many of them that the
+process's descriptors get scarce. It counts for a part of one that fails at once: when thousands begin together, on a host
+that is too busy for them, many are too slow and try again.
 
 One rule: what ZeroMQ tells of a connection may be late, and it does not always say which one it means. So nothing here
 depends on one connection; hosts are blamed for what many of theirs did.
@@ -49,20 +50,22 @@ RECENT: Final = 64
 """Connections whose hosts are remembered."""
 BLAMED: Final = 4
 """A host with one in so many of the recent connections is kept out."""
-MOST_STALE: Final = 128
-"""Connections whose handshake may take longer than `PATIENCE`."""
 PATIENCE: Final = 1.0
-"""Seconds that a handshake may take, with hundreds of others at the same time."""
-DESCRIPTORS: Final = 4
-"""Handshakes under way may take one in so many of the descriptors that this process may open."""
+"""Seconds from which on a handshake is slow."""
+SLOW: Final = 0.25
+"""What counts of the failure of a slow one."""
+SCARCE: Final = 0.75
+"""Descriptors are scarce when so many of those that this process may open are,"""
+HELD: Final = 0.125
+"""and to blame are handshakes under way when they take so many of them."""
 
 logger = logging.getLogger(__name__)
 
 
-def most_open() -> int:
-    """How many handshakes may be under way at once, by the process's limit of descriptors."""
+def descriptors() -> int:
+    """How many descriptors this process may open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(MOST_STALE, soft // DESCRIPTORS) if soft > 0 else 1 << 20
+    return soft if soft > 0 else 1 << 30  # without a limit
 
 
 class Handshakes:
@@ -78,7 +81,7 @@ class Handshakes:
         """How many of those have ended in this way; which of them is not known."""
 
     def __len__(self) -> int:
-        return len(self._open) - self._succeeded - self._failed
+        return max(0, len(self._open) - self._succeeded - self._failed)
 
     def accepted(self, fd: int, host: Host | None, now: float) -> None:
         self._open.pop(fd, None)
@@ -90,37 +93,33 @@ class Handshakes:
         self._settle()
 
     def failed(self) -> None:
-        self._failed += 1
+        self._failed = min(self._failed + 1, len(self._open))
 
-    def closed(self, fd: int) -> bool:
-        """A connection is closed. Returns whether that is a failure which nobody has told of."""
-        if self._open.pop(fd, None) is None:
-            return False  # a peer's
-        is_failure = False
+    def closed(self, fd: int, now: float) -> tuple[bool, bool]:
+        """A connection is closed. Returns whether that is a failure which nobody has told of; and whether it is a failure,
+        told of or not, that took long."""
+        entry = self._open.pop(fd, None)
+        if entry is None:
+            return False, False  # a peer's
+        is_slow = now - entry[1] > PATIENCE
+        is_untold = False
         if self._failed:
             self._failed -= 1
         elif self._succeeded > len(self._open):  # all of them were peers'
             self._succeeded -= 1
+            is_slow = False
         else:
-            is_failure = True
+            is_untold = True
         self._settle()
-        return is_failure
+        return is_untold, is_slow
 
     def _settle(self) -> None:
         if self._succeeded + self._failed >= len(self._open):
             self._open.clear()
             self._succeeded = self._failed = 0
 
-    def stale(self, now: float) -> list[Host | None]:
-        """The hosts of those that have taken longer than `PATIENCE`, if they are too many."""
-        found: list[Host | None] = []
-        for host, since in self._open.values():
-            if since > now - PATIENCE:
-                break
-            found.append(host)
-        return found if len(found) - self._succeeded > MOST_STALE else []
-
     def hosts(self) -> list[Host | None]:
+        """Where they come from."""
         return [host for host, _ in self._open.values()]
 
 
@@ -137,8 +136,8 @@ class Gate:
         self._lock = threading.Lock()
         self._doorway: Doorway | None = None
         self._handshakes = Handshakes()
-        self._most_open = most_open()
-        self._checked = clock()
+        self._descriptors = descriptors()
+        self._checked = float("-inf")
         self._recent: deque[Host] = deque(maxlen=RECENT)
         self._kept_out: dict[Source, float] = {}
         """Who is kept out, and until when if nothing is seen of it."""
@@ -177,13 +176,15 @@ class Gate:
                 for source in (host, LOOPBACK):
                     if source in self._kept_out and (source is host or host in LOOPBACK):
                         self._kept_out[source] = now + PENALTY
-            if len(self._handshakes) > MOST_STALE and now - self._checked >= self._interval / 4:
+            # Descriptors are the lowest that are free: this one says how many there are.
+            if fd >= SCARCE * self._descriptors and self._holds(HELD) and now - self._checked >= self._interval / 4:
                 self._checked = now
-                hosts = self._handshakes.stale(now)
-                if not hosts and len(self._handshakes) > self._most_open:
-                    hosts = self._handshakes.hosts()
-                added = self._blame(now, hosts) if hosts else []
-        self._tell(added, "too many handshakes do not get on")
+                added = self._blame(now, self._handshakes.hosts())
+        self._tell(added, "their handshakes do not get on and take too many descriptors")
+
+    def _holds(self, part: float) -> bool:
+        """Whether handshakes under way take such a part of all descriptors."""
+        return len(self._handshakes) > part * self._descriptors
 
     def succeeded(self) -> None:
         """A handshake has succeeded."""
@@ -193,9 +194,12 @@ class Gate:
     def closed(self, fd: int) -> None:
         """A connection was closed, perhaps before its handshake had ended."""
         with self._lock:
-            is_failure = self._handshakes.closed(fd)
-        if is_failure:
+            is_untold, is_slow = self._handshakes.closed(fd, self._clock())
+        if is_untold:
             self._failed("no handshake")
+        if is_slow:
+            with self._lock:
+                self._budget += 1.0 - SLOW
 
     def failed(self, why: str) -> None:
         """A handshake has failed."""
@@ -276,7 +280,7 @@ class Gate:
         self._since_look, self._looked = 0, now
         kept = {host: until for host, until in self._kept_out.items() if until > now}
         change = factor(self._rate)
-        if change < 1.0 and self._handshakes.stale(now):
+        if change < 1.0 and self._holds(HELD):
             change = 1.0
         share = min(MOST_SHARE, max(1, int(self._share * change)))
         self._rate *= self._share / share  # what it is to be expected to be
