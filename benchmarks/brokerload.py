@@ -1,9 +1,10 @@
 """A broker under the load of thousands of workers: `python -m benchmarks.brokerload [--sizes 1000,3000,10000]`.
 
 The workers are simulated: connections that speak the protocol (encrypted, as always), from some processes of this machine.
-They say HELLO, as fast as the broker answers, then beat as often as it told them, ask for all members now and then, and
-leave. For each size a fresh broker, in a process of its own. Its own processor time says what a step costs, whatever else
-runs. Its times are those for a machine that is too busy to answer within two seconds: nobody is to be declared dead.
+They connect and say HELLO, as fast as the broker answers, then beat as often as it told them, ask now and then what has
+changed (as who looks for a name does) and some of them for everybody, and leave. For each size a fresh broker, in a process
+of its own. Its own processor time says what a step costs, whatever else runs. Its times are those for a machine that is too
+busy to answer within two seconds: nobody is to be declared dead.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,10 +36,10 @@ from zrpc.wire.messages import Beat, Goodbye, Hello, Message, Resolve, seal
 
 TIMES = RegistryOptions.made_of(heartbeat_interval=2.0, death_timeout=60.0, silence_timeout=120.0)
 GENERATORS = 4
-AHEAD = 32
+AHEAD = 8
 """HELLOs of one generator that wait for their answers."""
 RESOLVES = 50
-"""Of each generator."""
+"""Of each generator. Each fifth asks for everybody."""
 DEADLINE = 600.0
 STATISTICS = dict.fromkeys(
     ("calls_served", "calls_made", "calls_failed", "bytes_in", "bytes_out", "busy_seconds"), 123456
@@ -50,7 +51,7 @@ class Worker:
     """A simulated one."""
 
     name: str
-    link: Any
+    link: Any = None
     id: int = -2
     incarnation: int = 0
     asked_at: float = 0.0
@@ -63,10 +64,12 @@ class Generator:
 
     workers: list[Worker]
     poller: Poller
+    connect: Callable[[], Any]
     sequence: int = 0
     interval: float = 0.5
     latencies: list[float] = field(default_factory=list)
-    told: int = 0
+    whole: list[float] = field(default_factory=list)
+    """Times until everybody was known."""
     lost: int = 0
     """Workers that the broker refused or challenged."""
 
@@ -100,10 +103,9 @@ class Generator:
             return True
         if kind == Kind.MEMBERS:
             values = msgpack.unpackb(body)
-            self.told += 1
             self.sequence = max(self.sequence, values["sequence"])
-            if values["full"] and worker.asked_at:
-                self.latencies.append(time.monotonic() - worker.asked_at)
+            if values["answer"] and worker.asked_at:
+                (self.whole if values["full"] else self.latencies).append(time.monotonic() - worker.asked_at)
                 worker.asked_at = 0.0
                 return True
         elif kind in (Kind.REFUSED, Kind.CHALLENGE):
@@ -136,11 +138,9 @@ def generate(end: Connection, first: int, count: int, address: str, key_file: st
 
 
 def _generate(end: Connection, first: int, count: int, address: str, key_file: str) -> None:
-    transport = ZmqTransport(load_key_file(key_file), "member")
-    workers = [Worker(f"worker-{first + number}", transport.connect(address, "broker")) for number in range(count)]
-    generator = Generator(workers, Poller())
-    for worker in workers:
-        generator.poller.add(Source(worker))  # type: ignore[arg-type]
+    transport = ZmqTransport(load_key_file(key_file), "member", broker_heartbeats_ms=TIMES.connection_heartbeats_ms)
+    workers = [Worker(f"worker-{first + number}") for number in range(count)]
+    generator = Generator(workers, Poller(), lambda: transport.connect(address, "broker"))
     end.send("ready")
     end.recv()
     _join(generator)
@@ -148,7 +148,7 @@ def _generate(end: Connection, first: int, count: int, address: str, key_file: s
     generator.latencies = []
     seconds = end.recv()
     _live(generator, seconds)
-    end.send((generator.latencies, generator.lost, generator.told))
+    end.send((generator.latencies, generator.whole, generator.lost))
     end.recv()
     for worker in workers:
         generator.say(worker, Goodbye())
@@ -165,6 +165,8 @@ def _join(generator: Generator) -> None:
     while done < len(generator.workers) and time.monotonic() < end:
         while under_way < AHEAD and (worker := next(waiting, None)) is not None:
             worker.asked_at = worker.due = time.monotonic()
+            worker.link = generator.connect()
+            generator.poller.add(Source(worker))  # type: ignore[arg-type]
             number = int(worker.name.partition("-")[2])
             generator.say(worker, Hello(worker.name, number + 1, f"tcp://10.0.0.1:{number % 60_000 + 1}", "worker"))
             under_way += 1
@@ -179,16 +181,18 @@ def _join(generator: Generator) -> None:
 
 
 def _live(generator: Generator, seconds: float) -> None:
-    """Beat; and ask for all members, one after the other."""
+    """Beat; and ask what has changed, one after the other."""
     end = time.monotonic() + seconds
     step = len(generator.workers) // RESOLVES or 1
-    askers = iter(generator.workers[::step])
+    askers = iter(enumerate(generator.workers[::step]))
     asked: Worker | None = None
     while time.monotonic() < end:
         generator.beat()
-        if asked is None and (asked := next(askers, None)) is not None:
-            asked.asked_at = time.monotonic()
-            generator.say(asked, Resolve())
+        if asked is None:
+            number, asked = next(askers, (0, None))
+            if asked is not None:
+                asked.asked_at = time.monotonic()
+                generator.say(asked, Resolve(0 if number % 5 == 2 else generator.sequence))
         for worker, kind, body in generator.receive(0.02):
             if generator.take(worker, kind, body):
                 asked = None
@@ -220,6 +224,7 @@ class Report:
     """Of the broker, per second."""
     resolve_p50: float
     resolve_p99: float
+    whole_p99: float
     leave_cpu: float
     memory: float
     lost: int
@@ -230,7 +235,8 @@ class Report:
             f"{n:,} workers: {n / self.join_seconds:,.0f} joins/s (HELLO to WELCOME p99 {self.join_p99 * 1e3:.0f} ms), "
             f"{self.join_cpu / n * 1e6:,.0f} us of the broker for each; beats take {self.beat_cpu * 100:.0f} % of a core, "
             f"{self.beat_cpu / n * 1e6:,.0f} us/s for each worker; RESOLVE p50 {self.resolve_p50 * 1e3:.0f} ms, "
-            f"p99 {self.resolve_p99 * 1e3:.0f} ms; all leaving: {self.leave_cpu / n * 1e6:,.0f} us for each; "
+            f"p99 {self.resolve_p99 * 1e3:.0f} ms, of everybody p99 {self.whole_p99 * 1e3:.0f} ms; "
+            f"all leaving: {self.leave_cpu / n * 1e6:,.0f} us for each; "
             f"{self.memory / n:,.0f} bytes of memory a worker; {self.lost} fenced or challenged"
         )
 
@@ -291,6 +297,7 @@ def _measure(size: int, seconds: float, broker: Connection, ends: list[Connectio
     lives = tell(seconds)
     cpu_2, _ = usage()
     resolves = sorted(latency for found, _, _ in lives for latency in found)
+    wholes = sorted(latency for _, found, _ in lives for latency in found)
     tell("leave")
     time.sleep(seconds / 2)  # until the broker has handled it
     cpu_3, _ = usage()
@@ -302,9 +309,10 @@ def _measure(size: int, seconds: float, broker: Connection, ends: list[Connectio
         (cpu_2 - cpu_1) / seconds,
         quantile(resolves, 0.5),
         quantile(resolves, 0.99),
+        quantile(wholes, 0.99),
         cpu_3 - cpu_2,
         memory_1 - memory_0,
-        sum(lost for _, lost, _ in lives),
+        sum(lost for _, _, lost in lives),
     )
 
 

@@ -91,7 +91,7 @@ KINDS: Mapping[Kind, tuple[str, str, str]] = {
         "none; CHALLENGE, MEMBERS or STOP when the beat shows that the member lacks it",
     ),
     Kind.CHALLENGE: ("broker to an unknown sender", "Challenge", "HELLO with the sender's id, incarnation and life"),
-    Kind.RESOLVE: ("member to broker", "Resolve", "MEMBERS with everybody"),
+    Kind.RESOLVE: ("member to broker", "Resolve", "MEMBERS with what has changed, or with everybody"),
     Kind.SHUTDOWN: (
         "member to broker; broker to member",
         "ShutdownReport; ShutdownState",
@@ -122,8 +122,8 @@ CODECS: Mapping[Codec, str] = {
 }
 
 NESTED: Mapping[str, str] = {
-    "Roster": "bytes: a msgpack array of rows of Member",
-    "tuple[Gone, ...]": "an array of rows of Gone",
+    "Roster": "bytes: a packed roster of rows of Member",
+    "tuple[Gone, ...]": "bytes: a packed roster of rows of Gone; in RESOLVE an array of them",
     "tuple[Entry, ...]": "an array of rows of Entry",
     "dict[str, Any]": "of any plain values",
 }

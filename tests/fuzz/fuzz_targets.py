@@ -139,9 +139,16 @@ def seeds_of_messages(known: Any) -> tuple[bytes, ...]:
         found.append(bytes([index]) + msgpack.packb({}))
         row = ["w", 1, 2, 0, "tcp://h:1", "", "up", 1, "h", "s"]
         roster = msgpack.packb([row])
-        texts = {"members": roster, "up": roster, "gone": [["w", 1, 2, "why"]], "over": [["w", 1, 2, "why"]]}
+        texts = {
+            "members": roster,
+            "up": roster,
+            "gone": msgpack.packb([["w", 1, 2, "why"]]),
+            "over": [["w", 1, 2, "why"]],
+        }
         maps = {"statistics": {"calls": 1}, "fields": {"name": "w", "holder": "h"}, "data": {"a": [1, {"b": 2}]}}
-        flags = dict.fromkeys(("wait", "strict", "stopping", "full", "release", "draining", "in_charge", "lost"), False)
+        flags = dict.fromkeys(
+            ("wait", "strict", "stopping", "full", "release", "draining", "in_charge", "lost", "answer"), False
+        )
         lists = {"names": ["a"], "present": ["a"], "missing": ["b"]}
         lists["entries"] = [["w", 1, 2, 0, "up", 1, "tcp://h:1", "", 1, "h", "s", 0, False, False, "why"]]
         texts_of = {"message": "m", "standby": "tcp://h:2", "what": "status", "role": "r", "host": "h", "software": "s"}

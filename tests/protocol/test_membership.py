@@ -11,8 +11,7 @@ from member_world import EPOCH_MS, Node, World
 
 from zrpc.errors import ConfigError
 from zrpc.protocol.effects import Departure, Fenced, JoinFailed, MemberGone, MemberUp
-from zrpc.protocol.membership import Book, Changes, RegistryOptions
-from zrpc.wire.messages import Gone, Member
+from zrpc.protocol.membership import SMALL, Book, RegistryOptions
 
 NAMES = "abcdef"
 
@@ -82,7 +81,7 @@ def act(world: World, randomness: random.Random, left: list[Node], may_restart: 
 
 def live(seed: int, is_lossy: bool, may_restart: bool) -> World:
     randomness = random.Random(seed)
-    world = World()
+    world = World(RegistryOptions(small=randomness.choice([0, SMALL])))
     world.faults = randomness if is_lossy else None
     lives, left = Lives(), []
     for _ in range(20):
@@ -123,11 +122,7 @@ def test_brokers_that_restart_at_any_time_end_in_agreement(seed: int) -> None:
     check_agreement(live(seed, is_lossy=seed % 2 == 0, may_restart=True))
 
 
-# -------------------------------------------------------------------------------------------- book and changes
-
-
-def member(name: str, worker_id: int, incarnation: int) -> Member:
-    return Member(name, worker_id, incarnation, 0, f"memory://{name}")
+# -------------------------------------------------------------------------------------------- book
 
 
 def test_the_book_keeps_an_id_for_its_name() -> None:
@@ -148,31 +143,6 @@ def test_incarnations_of_a_later_broker_are_above_those_of_an_earlier() -> None:
     assert early.next_incarnation() == (1 << 60) + 1
 
 
-def test_changes_cancel_out_before_they_are_told() -> None:
-    changes = Changes(1)
-    a, b = member("a", 0, 1), member("b", 1, 2)
-    changes.add(a)
-    changes.take_delta(1.0)
-    changes.add(b)
-    changes.remove(Gone("b", 1, 2, "x"))
-    changes.remove(Gone("a", 0, 1, "x"))
-    changes.add(a)
-    delta = changes.take_delta(2.0)
-    assert (delta.previous, delta.sequence) == (1, 5)
-    assert (delta.up.members, [gone.name for gone in delta.gone]) == ((a,), ["b"])
-    assert changes.snapshot().up.members == (a,)
-    assert not changes.is_pending
-
-
-def test_a_roster_is_packed_once_for_each_change() -> None:
-    changes = Changes(1)
-    changes.add(member("a", 0, 1))
-    first = changes.roster()
-    assert changes.roster().packed() is first.packed()
-    changes.add(member("b", 1, 2))
-    assert changes.roster() is not first
-
-
 @pytest.mark.parametrize(("beat", "death", "silence"), [(0.5, 0.9, 30.0), (0.5, 3.0, 2.0)])
 def test_times_that_would_kill_the_living_are_refused(beat: float, death: float, silence: float) -> None:
     with pytest.raises(ConfigError, match="expected heartbeat_interval"):
@@ -186,11 +156,3 @@ def test_a_connection_without_a_sign_of_life_is_lost_before_the_death_timeout(de
     assert 0 < ask < wait
     assert (ask + wait) / 1000 + options.loss_grace <= death
     assert RegistryOptions.made_of(0.5, 3.0, 30.0) == RegistryOptions()
-
-
-def test_what_was_told_by_a_time() -> None:
-    changes = Changes(1)
-    for number in range(3):
-        changes.add(member(f"w{number}", number, number + 1))
-        changes.take_delta(10.0 * (number + 1))
-    assert [changes.told_by(when) for when in (0.0, 10.0, 19.0, 20.0, 40.0)] == [0, 1, 1, 2, 3]

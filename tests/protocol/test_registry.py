@@ -27,7 +27,7 @@ from zrpc.protocol.effects import (
     StopRequested,
     Tick,
 )
-from zrpc.protocol.lives import TELL_SECONDS
+from zrpc.protocol.lives import JOIN_SECONDS, TELL_SECONDS
 from zrpc.protocol.membership import LIFECYCLE, LIVING, Record, RegistryOptions
 from zrpc.protocol.registry import Registry
 from zrpc.wire.messages import Answer, Beat, Challenge, Goodbye, Members, Refusal, Resolve, Stop, Welcome
@@ -457,7 +457,7 @@ def test_a_member_can_ask_for_everything() -> None:
     (effect,) = world.registry.handle(Arrival(Resolve(), a.route, a.session.id, a.session.incarnation), world.now)
     assert isinstance(effect, Send)
     assert isinstance(effect.message, Members)
-    assert (effect.message.full, [m.name for m in effect.message.up.members]) == (True, ["a"])
+    assert (effect.message.full, [m.name for m in effect.message.everybody()]) == (True, ["a"])
 
 
 # ------------------------------------------------------------------------------------------------ stop, status
@@ -611,7 +611,10 @@ def test_a_large_cluster_is_told_less_often() -> None:
     assert due == RegistryOptions().flush_interval  # of the first change, when the cluster was small
     assert any(isinstance(effect, Broadcast) for effect in registry.handle(Tick(), due))
     registry.handle(Arrival(hello("late"), b"late", -2, 0), 1.0)
-    assert registry.next_deadline() == pytest.approx(1.0 + 1001 * TELL_SECONDS)
+    assert registry.next_deadline() == pytest.approx(1.0 + 1001 * JOIN_SECONDS)
+    leaving = registry.book.by_name["w7"]
+    registry.handle(Arrival(Goodbye(), b"7", leaving.id, leaving.incarnation), 1.01)
+    assert registry.next_deadline() == pytest.approx(1.01 + 1001 * TELL_SECONDS), "somebody may wait for who is gone"
 
 
 def test_a_beat_that_crossed_the_news_asks_for_nothing() -> None:
@@ -630,6 +633,6 @@ def test_a_beat_that_crossed_the_news_asks_for_nothing() -> None:
     registry.handle(Arrival(hello("c"), b"c", -2, 0), 8.0)
     registry.handle(Tick(), 8.1)
     assert not registry.handle(beat, 9.0)
-    assert any(
-        isinstance(e, Send) and isinstance(e.message, Members) and e.message.full for e in registry.handle(beat, 9.2)
-    )
+    (answer,) = [e.message for e in registry.handle(beat, 9.2) if isinstance(e, Send)]
+    assert isinstance(answer, Members)
+    assert [member.name for member in answer.up.members] == ["c"]

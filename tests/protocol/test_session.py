@@ -224,11 +224,11 @@ def test_a_report_is_repeated_in_every_beat() -> None:
 
 def test_an_inquiry_asks_for_everything() -> None:
     session = joined()
-    before = session.snapshots
+    before = session.answers
     (effect,) = session.handle(Inquiry(), 1.0)
     assert effect == Send(Resolve(5))
     session.handle(Arrival(Members(EPOCH, 5, 0, True, Roster((ME,)))), 1.1)
-    assert session.snapshots == before + 1
+    assert session.answers == before + 1
 
 
 def test_a_life_that_was_told_over_is_not_taken_back() -> None:

@@ -376,7 +376,7 @@ class BrokerClient:
         Blocks, while another thread drives this client, until the worker is up or `timeout` seconds have passed.
         """
         deadline = self._clock() + timeout
-        snapshots = self._session.snapshots
+        answers = self._session.answers
         if self._session.state not in MEMBER_STATES:
             return None
         self._command(Inquiry())
@@ -385,7 +385,7 @@ class BrokerClient:
                 session = self._session
                 found = session.members.get(worker) if isinstance(worker, str) else session.members_by_id.get(worker)
                 left = deadline - self._clock()
-                if found is not None or left <= 0 or session.snapshots != snapshots:
+                if found is not None or left <= 0 or session.answers != answers:
                     return found
                 self._changed.wait(left)
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 import heapq
 from typing import Final
 
+from zrpc.protocol.changes import Changes
 from zrpc.protocol.effects import Announce, Broadcast, Effect, MemberDraining, MemberGone, MemberUp, Send
 from zrpc.protocol.groups import Groups
-from zrpc.protocol.membership import UP, WAITING, Book, Changes, Record, RegistryOptions
+from zrpc.protocol.membership import UP, WAITING, Book, Record, RegistryOptions
 from zrpc.protocol.quota import NameQuota
 from zrpc.protocol.shutdown import Ask, Barrier, Release
 from zrpc.wire.messages import Gone, Hello, ShutdownState, Welcome
 
 TELL_SECONDS: Final = 50e-6
-"""Changes are collected for so long for each member, if that is longer: to tell one takes about 20 microseconds, so even
-while thousands join, telling takes less than half of the broker's time."""
+"""Changes are collected for so long for each member, if that is longer: to tell one takes about 20 us, so even while
+thousands leave, telling takes less than half of the broker's time."""
+JOIN_SECONDS: Final = 100e-6
+"""The same for those who come. Nobody waits for that in vain: whoever looks for one asks."""
 
 
 class Lives:
@@ -29,7 +32,7 @@ class Lives:
         self.book = Book(epoch_ms, self.options)
         self.epoch = self.book.epoch
         self.quota = NameQuota(self.options.names_per_host, self.options.names_per_connection)
-        self.changes = Changes(self.epoch)
+        self.changes = Changes(self.epoch, self.options.small)
         self.groups = Groups(self.options.heartbeat_interval)
         self.barrier = Barrier()
         self.refused: dict[str, int] = {}
@@ -81,6 +84,7 @@ class Lives:
         assert record.route is not None
         record.refreshed_at = now
         options = self.options
+        members, up, gone = self.changes.everybody()
         welcome = Welcome(
             record.hello.nonce,
             record.id,
@@ -91,9 +95,11 @@ class Lives:
             self.changes.sequence,
             options.heartbeat_interval,
             options.death_timeout,
-            self.changes.roster(),
+            members,
             self.book.floor,
             self.changes.standby,
+            up,
+            gone,
         )
         return Send(welcome, record.route)
 
@@ -118,7 +124,7 @@ class Lives:
     def _enter_up(self, record: Record, now: float) -> None:
         self._touch(record)
         self.changes.add(record.member())
-        self._flush_soon(now)
+        self._flush_soon(now, JOIN_SECONDS)
         if record.is_static:
             self.barrier.enter(record.id)
         else:
@@ -168,10 +174,11 @@ class Lives:
         self.quota.end(record.name)
         return effects + self._after_change(now, None)
 
-    def _flush_soon(self, now: float) -> None:
-        """Have everybody told what has changed."""
-        if self._flush_at is None:
-            self._flush_at = now + max(self.options.flush_interval, self.book.living_count * TELL_SECONDS)
+    def _flush_soon(self, now: float, for_each: float = TELL_SECONDS) -> None:
+        """Have everybody told what has changed, within `for_each` second and member."""
+        at = now + max(self.options.flush_interval, self.book.living_count * for_each)
+        if self._flush_at is None or at < self._flush_at:
+            self._flush_at = at
 
     def _flush(self, now: float) -> list[Effect]:
         self._flush_at = None

@@ -1,4 +1,4 @@
-"""The broker's book of workers: who has which name and id, in which life, and what has changed.
+"""The broker's book of workers: who has which name and id, in which life.
 
 One rule: a name keeps its id for the cluster's life, and no incarnation is given twice.
 
@@ -15,14 +15,13 @@ The life of a name:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from zrpc.errors import ConfigError, InvalidTransition
 from zrpc.ids import MAX_LIFE
-from zrpc.wire.messages import Gone, Hello, Member, Members, Roster, join_rows, pack_member
+from zrpc.wire.messages import Hello, Member
 
 ABSENT: Final = "absent"
 WAITING: Final = "waiting"
@@ -45,6 +44,8 @@ LIFECYCLE: Final[dict[tuple[str, str], str]] = {
 }
 
 LOSS_GRACE: Final = 0.3
+SMALL: Final = 256
+"""Members of whom packing all takes less time than one message does."""
 INCARNATION_SHIFT: Final = 12
 """An incarnation is the milliseconds of the broker's start and a counter: 4,096 for each millisecond that it runs, so
 that a broker restarted later begins above."""
@@ -67,7 +68,7 @@ class RegistryOptions:
     loss_grace: float = LOSS_GRACE
     """A member whose connection closed and that is not back after this long is dead."""
     flush_interval: float = 0.02
-    """Changes of the membership are collected for this long, and longer in a cluster of more than 400."""
+    """Changes of the membership are collected for this long, and longer in a large cluster."""
     progress_interval: float = 1.0
     """How often waiting members are told who is missing."""
 
@@ -75,7 +76,7 @@ class RegistryOptions:
     def connection_heartbeats_ms(self) -> tuple[int, int]:
         """How often the connections are asked for a sign of life, and how long is waited for it: milliseconds. Both
         together, and the grace of a lost connection, are less than `death_timeout`."""
-        return max(1, min(500, int(self.death_timeout * 1000 / 6))), max(2, int(self.death_timeout * 500))
+        return max(1, min(5000, int(self.death_timeout * 1000 / 6))), max(2, int(self.death_timeout * 500))
 
     def following(self) -> RegistryOptions:
         """The same for a broker that follows one at its address."""
@@ -111,6 +112,8 @@ class RegistryOptions:
     """More living members that say they are on one host are refused."""
     names_per_connection: int = 64
     """More names that come one after the other over one connection are refused: a process has one, and mostly keeps it."""
+    small: int = SMALL
+    """Members up to which everybody is packed anew for each who joins, and not for each time that the others are told."""
     max_remembered: int = 65_535
     """Names of the dead that keep their id; the longest dead are forgotten, their ids are not given again."""
 
@@ -343,86 +346,3 @@ class Book:
             forgotten = self.by_name.pop(oldest)
             del self.by_id[forgotten.id]
             self._forgotten.add(forgotten.id)
-
-
-class Changes:
-    """The membership as it is told: a number for each change, deltas of what was not told yet, snapshots."""
-
-    def __init__(self, epoch: int) -> None:
-        self._epoch = epoch
-        self.sequence = 0
-        self.told = 0
-        """The sequence of the last delta that was sent."""
-        self._history: deque[tuple[float, int]] = deque([(float("-inf"), 0)], maxlen=1024)
-        self._up: dict[int, Member] = {}
-        self._rows: dict[int, bytes] = {}
-        """The members packed, each once: joining them is all that a snapshot costs."""
-        self._fresh: dict[int, Member] = {}
-        self._gone: dict[tuple[int, int], Gone] = {}
-        self._roster: Roster | None = None
-        self.standby = ""
-        """Where the standby broker is."""
-
-    def tell_standby(self, address: str) -> None:
-        """There is a standby broker at `address`, or (empty) none."""
-        if address != self.standby:
-            self.standby = address
-            self._change()
-
-    @property
-    def is_pending(self) -> bool:
-        return self.told != self.sequence
-
-    def add(self, member: Member) -> None:
-        """A member is up."""
-        self._change()
-        self._up[member.id] = member
-        self._rows[member.id] = pack_member(member)
-        self._gone.pop((member.id, member.incarnation), None)  # declared dead and back before anyone was told
-        self._fresh[member.id] = member
-
-    def remove(self, gone: Gone) -> None:
-        """A member that was up is gone."""
-        self._change()
-        del self._up[gone.id]
-        del self._rows[gone.id]
-        self._fresh.pop(gone.id, None)  # who got a snapshot meanwhile knows it: it is still told gone
-        self._gone[gone.id, gone.incarnation] = gone
-
-    def _change(self) -> None:
-        self.sequence += 1
-        self._roster = None
-
-    def roster(self) -> Roster:
-        """Everybody who is up; packed once for each change."""
-        if self._roster is None:
-            self._roster = Roster(self._up.values(), join_rows(self._rows.values()))
-        return self._roster
-
-    def snapshot(self) -> Members:
-        """Everything, for one who has missed something."""
-        return Members(self._epoch, self.sequence, 0, True, self.roster(), (), self.standby)
-
-    def told_by(self, when: float) -> int:
-        """The sequence of the last delta that had been sent by then. `when` never goes back."""
-        history = self._history
-        while len(history) > 1 and history[1][0] <= when:
-            history.popleft()
-        return history[0][1]
-
-    def take_delta(self, now: float) -> Members:
-        """What was not told yet."""
-        delta = Members(
-            self._epoch,
-            self.sequence,
-            self.told,
-            False,
-            Roster(self._fresh.values()),
-            tuple(self._gone.values()),
-            self.standby,
-        )
-        self.told = self.sequence
-        self._history.append((now, self.told))
-        self._fresh = {}
-        self._gone = {}
-        return delta

@@ -1,7 +1,7 @@
 """The broker's machine: takes HELLOs, beats, losses and exits; decides who is a member, and tells everybody.
 
-One rule: no step costs more than the number of members, and what everyone is told is collected for `flush_interval` and
-encoded once.
+One rule: no step costs more than the number of members, and what everyone is told is collected for a while and encoded
+once.
 
 A worker is known by its name and incarnation, not by its connection: a message from a known life on a new connection
 moves the life there. One from a life that is not known is answered with CHALLENGE: its sender says HELLO with what it
@@ -57,7 +57,7 @@ FIRST_RETURN: Final = 1.5
 """Seconds that a broker which follows another one waits for a first member to return, before it takes newcomers: they try
 to connect again at least once a second. When one has, the others have `death_timeout` from the broker's start."""
 RESEND: Final = 1.0
-"""Seconds between two snapshots to a member that is behind, and after which it counts as behind."""
+"""Seconds between two answers to a member that is behind, and after which it counts as behind."""
 
 
 class Registry(Admission):
@@ -173,7 +173,7 @@ class Registry(Admission):
         # What was told a moment ago may have crossed this beat: while many join, that is so of nearly every one, and a
         # whole membership for each would cost the square of their number.
         if message.sequence < self.changes.told_by(now - RESEND):
-            effects += self._on_resolve(record, Resolve(), now)
+            effects += self._on_resolve(record, Resolve(message.sequence), now)
         return effects
 
     def _on_resolve(self, record: Record, message: Resolve, now: float) -> list[Effect]:
@@ -181,7 +181,7 @@ class Registry(Admission):
             return []
         effects = self._bury(record, message, now)
         record.refreshed_at = now
-        return [*effects, Send(self.changes.snapshot(), record.route, record.incarnation)]
+        return [*effects, Send(self.changes.answer(message.sequence), record.route, record.incarnation)]
 
     def _bury(self, teller: Record, message: Resolve, now: float) -> list[Effect]:
         """An earlier broker told of the end of lives that returned to this one: they cannot go on as if it had not."""

@@ -139,8 +139,8 @@ class Session:
         self._reported_at = 0.0
         self.statistics: Mapping[str, int | float] = {}
         """What the next beats say."""
-        self.snapshots = 0
-        """Whole memberships taken since the start."""
+        self.answers = 0
+        """Times that what the broker knows was heard in answer to a question, or as a whole, since the start."""
         self._next_send: float | None = None
         self._next_resolve = 0.0
         self._unconfirmed: dict[int, Member] = {}
@@ -285,7 +285,7 @@ class Session:
         if self._broker_lost or restarted:
             self._broker_lost = False
             effects.append(Announce(BrokerBack(restarted)))
-        effects += self._take_all(message.members.members, "it was gone when the broker came back")
+        effects += self._take_all(message.everybody(), "it was gone when the broker came back")
         return effects + self._contradict(now)
 
     def _join(self, message: Welcome, now: float) -> list[Effect]:
@@ -297,7 +297,7 @@ class Session:
         self.hello = replace(self.hello, id=self.id, incarnation=self.incarnation, life=self.life)
         self._next_send = now + self.heartbeat_interval
         effects: list[Effect] = [Announce(Joined(message))]
-        return effects + self._take_all(message.members.members, "")
+        return effects + self._take_all(message.everybody(), "")
 
     def _on_refusal(self, message: Refusal, now: float) -> list[Effect]:
         if message.nonce not in (0, self.hello.nonce):
@@ -347,7 +347,8 @@ class Session:
             if message.sequence < self.sequence:
                 return []
             self.sequence, self.standby = message.sequence, message.standby
-            return self._take_all(message.up.members, "the broker does not list it any more") + self._contradict(now)
+            return self._take_all(message.everybody(), "the broker does not list it any more") + self._contradict(now)
+        self.answers += message.answer
         if message.sequence <= self.sequence:
             return []
         if message.previous > self.sequence:  # something between was lost
@@ -367,7 +368,7 @@ class Session:
 
     def _take_all(self, members: tuple[Member, ...], why: str) -> list[Effect]:
         """Make the membership what the broker says it is; while it has restarted, only add to it."""
-        self.snapshots += 1
+        self.answers += 1
         self._returned.clear()
         effects: list[Effect] = []
         listed = {member.id: member.incarnation for member in members}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgpack
@@ -37,9 +37,10 @@ def _field(reader: Reader, default: Any = _MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"read": reader})
 
 
-def nested(reader: Reader, default: Any = _MISSING) -> Any:
-    """A field with a reader of its own."""
-    return _field(reader, default)
+def nested(reader: Reader, default: Any = _MISSING, write: Callable[[Any], bytes] | None = None) -> Any:
+    """A field with a reader of its own, and perhaps a writer: else it is written as it is."""
+    metadata = {"read": reader} if write is None else {"read": reader, "write": write}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def integer(low: int, high: int, default: Any = _MISSING) -> Any:
@@ -142,6 +143,17 @@ def plain_map(count: int, limit: int, deep: bool = False) -> Any:
         return value
 
     return dataclasses.field(default_factory=dict, metadata={"read": read})
+
+
+def checked(cls: type[Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments of a dataclass with checked fields. Raises `FrameError`."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            found[field.name] = field.metadata["read"](values[field.name], f"{where}.{field.name}")
+        elif field.default is _MISSING and field.default_factory is _MISSING:
+            raise FrameError(f"not a zrpc message: {where} has no {field.name}")
+    return found
 
 
 def unpack_map(body: Buffer, what: str, limit: int = MAX_BODY_BYTES) -> dict[str, Any]:

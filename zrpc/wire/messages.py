@@ -17,17 +17,16 @@ ignored and a key that is absent takes its default, so a later version can add f
     STOP      Stop            (tools) stop them  STOP      Stop           please stop
                                                  ANSWER    Answer         (tools) the answer
 
-A member of a roster is an array, in the order of the fields of `Member`; a roster is packed once and copied into every
-WELCOME as bytes. A peer of another protocol version cannot be read; the broker answers it with a REFUSED in its own
-version, whose preamble tells the peer the version: it gets `VersionMismatch` and not a timeout.
+Members are rows, packed once and copied into every WELCOME as bytes (see `roster`). A peer of another protocol version
+cannot be read; the broker answers it with a REFUSED in its own version, whose preamble tells the peer the version: it gets
+`VersionMismatch` and not a timeout.
 """
 
 # ruff: noqa: RUF009  (the calls in class bodies make dataclass fields, which is what they are for)
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -49,6 +48,7 @@ from zrpc.wire.fields import (
     MAX_U63,
     MAX_U64,
     address,
+    checked,
     flag,
     integer,
     nested,
@@ -59,14 +59,17 @@ from zrpc.wire.fields import (
     texts,
     unpack_map,
 )
+from zrpc.wire.roster import MAX_ID as MAX_ID
+from zrpc.wire.roster import MAX_NAME_ON_WIRE as MAX_NAME_ON_WIRE
+from zrpc.wire.roster import MAX_WHY as MAX_WHY
+from zrpc.wire.roster import Gone as Gone
+from zrpc.wire.roster import Member as Member
+from zrpc.wire.roster import Roster as Roster
+from zrpc.wire.roster import gone_values, pack_gone, read_gone
+from zrpc.wire.roster import read_rows as read_rows
 
-MAX_ID: Final = (1 << 31) - 1
-"""Worker ids are small: torch's are 16 bits, ours leave room."""
 MAX_TOLD: Final = 64
 """Names listed in one progress message; the rest is a count: 10,000 who wait are not told 10,000 names each."""
-MAX_NAME_ON_WIRE: Final = 1024
-"""A longer name is a broken frame; a shorter one that is no worker name is refused with the reason."""
-MAX_WHY: Final = 1024
 MAX_EXPECTED: Final = 65_535
 
 M = TypeVar("M", bound="Message")
@@ -82,126 +85,15 @@ class Message:
         """The body's bytes."""
         values = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            values[field.name] = value.packed() if isinstance(value, Roster) else value
+            value, write = getattr(self, field.name), field.metadata.get("write")
+            values[field.name] = value if write is None else write(value)
         return bytes(msgpack.packb(values))
 
     @classmethod
     def from_body(cls: type[M], body: Buffer) -> M:
         """The message in a body. Raises `FrameError` for anything that `to_body` does not write."""
         values = unpack_map(body, cls.__name__)
-        return cls(**_checked(cls, values, cls.__name__))
-
-
-def _checked(cls: type[Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    checked = {}
-    for field in dataclasses.fields(cls):
-        if field.name in values:
-            checked[field.name] = field.metadata["read"](values[field.name], f"{where}.{field.name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise FrameError(f"not a zrpc message: {where} has no {field.name}")
-    return checked
-
-
-# --------------------------------------------------------------------------------------------- members
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One worker as the others know it. `incarnation` tells this life of the name from every other."""
-
-    name: str = text(MAX_NAME_ON_WIRE)
-    id: int = integer(0, MAX_ID)
-    incarnation: int = integer(1, MAX_U63)
-    life: int = integer(0, MAX_LIFE)
-    address: str = address()
-    role: str = text(128, "")
-    state: str = text(16, "up")
-    pid: int = integer(0, MAX_U63, 0)
-    host: str = text(255, "")
-    software: str = text(255, "")
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """A worker that is no more, and why."""
-
-    name: str = text(MAX_NAME_ON_WIRE)
-    id: int = integer(0, MAX_ID)
-    incarnation: int = integer(1, MAX_U63)
-    why: str = text(MAX_WHY, "")
-    cause: str = text(16, "died")
-
-
-_member_values = operator.attrgetter(*[field.name for field in dataclasses.fields(Member)])
-_gone_values = operator.attrgetter(*[field.name for field in dataclasses.fields(Gone)])
-
-
-def pack_member(member: Member) -> bytes:
-    """A member's row of a roster."""
-    return bytes(msgpack.packb(_member_values(member)))
-
-
-def join_rows(rows: Collection[bytes]) -> bytes:
-    """The packed roster of some packed rows."""
-    return b"".join((msgpack.Packer().pack_array_header(len(rows)), *rows))
-
-
-def read_rows(cls: type[Any], value: object, where: str) -> tuple[Any, ...]:
-    """Check and build rows of `cls` from an array of arrays. Raises `FrameError`."""
-    if type(value) is not list:
-        raise FrameError(f"not a zrpc message: {where} is not an array")
-    names = [field.name for field in dataclasses.fields(cls)]
-    out = []
-    for row in value:
-        if type(row) is not list or len(row) < 3:
-            raise FrameError(f"not a zrpc message: a row of {where} is not an array")
-        out.append(cls(**_checked(cls, dict(zip(names, row, strict=False)), where)))
-    return tuple(out)
-
-
-class Roster:
-    """Some members, packed at most once: the broker sends the same one to everybody."""
-
-    __slots__ = ("_packed", "members")
-
-    def __init__(self, members: Iterable[Member] = (), packed: bytes | None = None) -> None:
-        self.members = tuple(members)
-        self._packed = packed
-
-    def packed(self) -> bytes:
-        """The members as a msgpack array of arrays."""
-        if self._packed is None:
-            self._packed = join_rows([pack_member(member) for member in self.members])
-        return self._packed
-
-    @classmethod
-    def read(cls, value: object, where: str) -> Roster:
-        """Check and decode a roster's bytes. Raises `FrameError`."""
-        if type(value) is not bytes:
-            raise FrameError(f"not a zrpc message: {where} is not bytes")
-        try:
-            rows = msgpack.unpackb(value)
-        except (ValueError, RecursionError, msgpack.UnpackException) as error:
-            raise FrameError(f"not a zrpc message: {where} is not msgpack ({type(error).__name__})") from None
-        return cls(read_rows(Member, rows, where), value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Roster) and self.members == other.members
-
-    def __hash__(self) -> int:
-        return hash(self.members)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __repr__(self) -> str:
-        return f"Roster({[member.name for member in self.members]})"
-
-
-def _read_gone(value: object, where: str) -> tuple[Gone, ...]:
-    rows: tuple[Gone, ...] = read_rows(Gone, value, where)
-    return rows
+        return cls(**checked(cls, values, cls.__name__))
 
 
 # ---------------------------------------------------------------------------------- from a member to the broker
@@ -247,19 +139,24 @@ class Beat(Message):
     """It takes no new work, and will leave."""
 
 
+def _read_over(value: object, where: str) -> tuple[Gone, ...]:
+    rows: tuple[Gone, ...] = read_rows(Gone, value, where)
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class Resolve(Message):
-    """The member missed a change of the membership and asks for all of it.
+    """The member asks what has changed since `sequence`: it missed something, or looks for somebody.
 
     `over`: lives that it was told are over, and that the broker lists: it has given up what they held."""
 
     KIND: ClassVar[Kind] = Kind.RESOLVE
     sequence: int = integer(0, MAX_U63, 0)
-    over: tuple[Gone, ...] = nested(_read_gone, ())
+    over: tuple[Gone, ...] = nested(_read_over, ())
 
     def to_body(self) -> bytes:
         """The body's bytes."""
-        return bytes(msgpack.packb({"sequence": self.sequence, "over": [_gone_values(gone) for gone in self.over]}))
+        return bytes(msgpack.packb({"sequence": self.sequence, "over": [gone_values(gone) for gone in self.over]}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +210,9 @@ class Scale(Message):
 
 @dataclass(frozen=True, slots=True)
 class Welcome(Message):
-    """The member is in. `epoch` tells this run of the broker from others; times are seconds."""
+    """The member is in. `epoch` tells this run of the broker from others; times are seconds.
+
+    Who is up: `members`, of a while ago, without those who are `gone` since, and with those who are `up` since."""
 
     KIND: ClassVar[Kind] = Kind.WELCOME
     nonce: int = integer(1, MAX_U64)
@@ -325,11 +224,17 @@ class Welcome(Message):
     sequence: int = integer(0, MAX_U63)
     heartbeat_interval: float = number(0.001, 3600.0)
     death_timeout: float = number(0.001, 86400.0)
-    members: Roster = nested(Roster.read)
+    members: Roster = nested(Roster.read, write=Roster.packed)
     floor: int = integer(0, MAX_ID, 0)
     """Ids below may have been given; members tell it a broker that follows this one."""
     standby: str = text(255, "")
     """Where the standby broker is, if there is one."""
+    up: Roster = nested(Roster.read, Roster(), Roster.packed)
+    gone: tuple[Gone, ...] = nested(read_gone, (), pack_gone)
+
+    def everybody(self) -> tuple[Member, ...]:
+        """Who is up."""
+        return self.members.after(self.gone, self.up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,24 +295,24 @@ class GroupProgress(Message):
 class Members(Message):
     """A change of the membership: `gone` first, then `up`. Builds on what a member knew at `previous` or later.
 
-    `full`: `up` is everybody, whatever the member knew."""
+    `full`: everybody, whatever the member knew: `members`, of a while ago, and what has changed since. `answer`: RESOLVE
+    asked for it."""
 
     KIND: ClassVar[Kind] = Kind.MEMBERS
     epoch: int = integer(1, MAX_U63)
     sequence: int = integer(0, MAX_U63)
     previous: int = integer(0, MAX_U63, 0)
     full: bool = flag(False)
-    up: Roster = nested(Roster.read, Roster())
-    gone: tuple[Gone, ...] = nested(_read_gone, ())
+    up: Roster = nested(Roster.read, Roster(), Roster.packed)
+    gone: tuple[Gone, ...] = nested(read_gone, (), pack_gone)
     standby: str = text(255, "")
     """Where the standby broker is, if there is one."""
+    members: Roster = nested(Roster.read, Roster(), Roster.packed)
+    answer: bool = flag(False)
 
-    def to_body(self) -> bytes:
-        """The body's bytes."""
-        values = {name: getattr(self, name) for name in ("epoch", "sequence", "previous", "full", "standby")}
-        values["up"] = self.up.packed()
-        values["gone"] = [_gone_values(gone) for gone in self.gone]
-        return bytes(msgpack.packb(values))
+    def everybody(self) -> tuple[Member, ...]:
+        """Who is up, if it is `full`."""
+        return self.members.after(self.gone, self.up)
 
 
 @dataclass(frozen=True, slots=True)

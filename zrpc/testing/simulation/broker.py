@@ -44,7 +44,8 @@ class Broker(Place):
         now = self.network.now
         # On the wall clock, brokers start seconds apart: lives given by one are told from the next one's by seconds.
         epoch_ms = EPOCH_MS + int(now * 1000) + self._runs * 2000
-        self.registry = Registry("simulated", epoch_ms, now, RegistryOptions(is_successor=self._runs > 0))
+        options = RegistryOptions(is_successor=self._runs > 0, small=self.network.schedule.small)
+        self.registry = Registry("simulated", epoch_ms, now, options)
         self._runs += 1
         self.network.note("the broker starts")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from zrpc.protocol.membership import SMALL
+
 LARGE_EVERY = 50
 """One history of so many has up to 50 workers; most bugs need few, and few are quick."""
 
@@ -34,6 +36,12 @@ class Schedule:
     freezes: bool
     cuts: bool
     broker_restarts: bool
+
+    @property
+    def small(self) -> int:
+        """Members up to which the broker packs everybody anew for each change. In every other history even a few are many
+        to it, and newcomers are told everybody as of a while ago, and what has changed since."""
+        return 0 if self.seed % 2 else SMALL
 
     @classmethod
     def of(cls, seed: int) -> Schedule:
