@@ -20,8 +20,8 @@ BATCH = 64
 """Messages taken from one source before another gets its share."""
 
 ASK_EVERY = 0.001
-"""Seconds after which the timers are asked for their deadlines again while messages come without a pause. So a timer that
-says nothing of a new deadline (see `Receiver.expect`) is late by that much at most."""
+"""Seconds after which the timers are asked for their deadlines again, while messages come or when they have ceased. So a
+timer that says nothing of a new deadline (see `Receiver.expect`) is late by that much at most."""
 
 RETRY_TIMER = 0.1
 """Seconds before a timer that failed is called again: what it wanted to do is due still, and would be due at once."""
@@ -148,12 +148,18 @@ class Receiver:
         while executor.holds(turn):
             ready = poller.wait(0.0) if undrained else poller.look()
             now = self._clock()
-            if (not ready and not undrained) or now >= self._ask_at:
-                timeout = self._time_to_wait()  # as long as a short call takes: not between two of them
-                if not ready and not undrained:
-                    ready = poller.wait(timeout)
-                now = self._clock()
+            is_idle = not ready and not undrained
+            if now >= self._ask_at:
+                timeout = self._time_to_wait(now)
                 self._ask_at = now + ASK_EVERY
+            elif is_idle:
+                until = self._wait_until
+                timeout = max(0.0, (self._ask_at if until is None or until > self._ask_at else until) - now)
+            if is_idle:
+                ready = poller.wait(timeout)
+                now = self._clock()
+                if ready:
+                    self._ask_at = now + ASK_EVERY  # what has come is handled first
             undrained += ready  # type: ignore[arg-type]
             due = self._wait_until
             if due is not None and due <= now and not self._fire(executor, turn):
@@ -187,10 +193,11 @@ class Receiver:
         undrained.rotate(-1)
         return True
 
-    def _time_to_wait(self) -> float | None:
+    def _time_to_wait(self, now: float) -> float | None:
+        """Ask the timers, which takes as long as a short call does."""
         self._wait_until = None  # whoever has a new deadline from here on wakes the poller
         self._wait_until = deadline = self._first_deadline()
-        return None if deadline is None else max(0.0, deadline - self._clock())
+        return None if deadline is None else max(0.0, deadline - now)
 
     def _first_deadline(self) -> float | None:
         first: float | None = None
