@@ -88,7 +88,7 @@ def test_calls_of_every_kind_are_in_it(cluster: LocalCluster, tmp_path: Path) ->
 def test_every_message_between_workers_carries_a_trace_parent(
     cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[int, str | None]] = []
+    seen: list[tuple[int, bytes | None]] = []
 
     def unpack_and_note(frames: Any, limits: Limits = DEFAULT_LIMITS) -> Envelope:
         envelope = unpack(frames, limits)

@@ -85,7 +85,7 @@ EXAMPLES = [
     Envelope(Kind.CALL, 7, 1, 99, 98, 1_000_000, Codec.SCRIPT, b"body", [b"buffer", b"x" * 9000], "a.b", b"h" * 32),
     Envelope(Kind.REPLY, 7, 2, 99, codec=Codec.PYTHON, body=b"z" * 70_000),
     Envelope(Kind.REMOTE_CALL, 1, 1, 2, 3, 4, Codec.PYTHON, b"", [], "m:f", None, (1, 2, 3, 4, 5, 6, 7, 8), (1, 2)),
-    Envelope(Kind.INSPECT, 1, trace="0" * 55, extra={1: 2, 2: [1, 2, 3], 3: True}),
+    Envelope(Kind.INSPECT, 1, trace=bytes(24), extra={1: 2, 2: [1, 2, 3], 3: True}),
     Envelope(Kind.ACK, 1 << 63, -2),
 ]
 

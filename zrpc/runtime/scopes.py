@@ -24,8 +24,8 @@ class Scope:
         self._nested: dict[int, Callable[[], object]] | None = None
 
     @property
-    def trace(self) -> str | None:
-        """The trace parent of calls that the function makes; None when it is not traced."""
+    def trace(self) -> bytes | None:
+        """The place in a trace of calls that the function makes; None when it is not traced."""
         return None
 
     def check(self) -> None:
@@ -81,8 +81,8 @@ def current_scope() -> Scope | None:
     return loop_scope.get() if scope is ON_LOOP else scope
 
 
-def trace_place() -> str | None:
-    """The trace parent of the call whose function runs here; None outside of one, or when it is not traced."""
+def trace_place() -> bytes | None:
+    """The place in a trace of the call whose function runs here; None outside of one, or when it is not traced."""
     scope = running.scope
     if scope is ON_LOOP:
         scope = loop_scope.get()

@@ -77,7 +77,7 @@ class Task(Scope):
         return None if rref is None else (rref[0], rref[1])
 
     @property
-    def trace(self) -> str | None:
+    def trace(self) -> bytes | None:
         """Where calls that the function makes belong in a trace."""
         return place_of(self.envelope)
 

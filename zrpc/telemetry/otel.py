@@ -13,7 +13,7 @@ import importlib
 from typing import Any, Final
 
 from zrpc.clock import monotonic_ns, wall_ns
-from zrpc.telemetry.trace import BLOCK, CALL, MADE, REMOTE, SERVED, Span
+from zrpc.telemetry.trace import BLOCK, CALL, MADE, REMOTE, SERVED, SPAN_ID, Span
 
 API: Final = "opentelemetry.trace"
 SCOPE: Final = "zrpc"
@@ -34,22 +34,19 @@ class OtelSink:
         }
         self._wall_ns = wall_ns() - monotonic_ns()
 
-    def begin(self, kind: str, name: str, peer: int, parent: str | None) -> tuple[Any, str]:
+    def begin(self, kind: str, name: str, peer: int, parent: bytes | None) -> tuple[Any, bytes]:
         """Start a span; without a parent, in the one that is current in this thread, if any."""
         span = self._tracer.start_span(
             name, self._context_of(parent), self._kinds[kind], {"rpc.system": "zrpc", "zrpc.peer": peer}
         )
         ids = span.get_span_context()
-        return span, f"00-{ids.trace_id:032x}-{ids.span_id:016x}-01"
+        return span, ids.trace_id.to_bytes(SPAN_ID, "big") + ids.span_id.to_bytes(8, "big")
 
-    def _context_of(self, parent: str | None) -> Any:
+    def _context_of(self, parent: bytes | None) -> Any:
         if parent is None:
             return None
         api = self._api
-        try:
-            trace_id, span_id = int(parent[3:35], 16), int(parent[36:52], 16)
-        except ValueError:  # somebody's header that is no trace parent
-            return None
+        trace_id, span_id = int.from_bytes(parent[:SPAN_ID], "big"), int.from_bytes(parent[SPAN_ID:], "big")
         place = api.SpanContext(trace_id, span_id, True, api.TraceFlags(api.TraceFlags.SAMPLED))
         return api.set_span_in_context(api.NonRecordingSpan(place))
 

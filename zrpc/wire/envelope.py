@@ -5,7 +5,7 @@ One rule: every field's bounds are checked before the field is used; a frame tha
 A message is one or more ZeroMQ frames (after the routing id that a ROUTER sees):
 
     frame 0      | 'Z' | version u8 | flags u16 | sizes of what, about and body, u32 each | message id u64 | time left u64 |
-                 | what | about | body | inline buffers |
+                 | trace, if flag TRACED is set | what | about | body | inline buffers |
     frame 1..n   the buffers that are not in frame 0, in order (before them the body, if flag BODY_APART is set)
 
 Over ZeroMQ a large message goes in pieces, and is put together again before it is read here: see `streams`.
@@ -13,6 +13,8 @@ Over ZeroMQ a large message goes in pieces, and is put together again before it 
 Integers are little-endian. The message id is unique to the sender's incarnation; a reply carries the id of its call. The
 time left is microseconds until the deadline when the message was sent, 0 for no deadline. A small message is one frame:
 measured on a CURVE connection, three frames cost 20 to 50 microseconds and half the message rate.
+
+The trace is the trace id (16 bytes) and the span id (8 bytes) of the sender's side, as in a W3C trace parent.
 
 The header is two msgpack arrays. *What* is the same for all calls of a function with arguments of the same sizes, so it is
 checked and read once, and known again by its bytes:
@@ -30,8 +32,7 @@ checked and read once, and known again by its bytes:
 
     0  rref                  nil, or eight ids: RRefId (2), ForkId (2), number and floor in the control channel, owner (2)
     1  autograd              nil, or [context id, message id]
-    2  trace                 nil, or a W3C trace parent (55 bytes of text)
-    3  extra                 nil, or a map from small integers (Extra) to values; unknown keys are ignored
+    2  extra                 nil, or a map from small integers (Extra) to values; unknown keys are ignored
 
 A later version adds kinds, places and extra keys; it changes the version byte only when an old reader would misread it.
 """
@@ -60,6 +61,8 @@ VERSION: Final = 1
 _PREAMBLE = struct.Struct("<BBHIIIQQ")
 PREAMBLE_BYTES: Final = _PREAMBLE.size
 BODY_APART: Final = 1
+TRACED: Final = 2
+TRACE_BYTES: Final = 24
 
 INLINE_BODY_BYTES: Final = 64 * 1024
 """A body up to this size travels in frame 0: below 64 KiB ZeroMQ copies every frame anyhow."""
@@ -191,7 +194,7 @@ class Envelope:
         code: bytes | None = None,
         rref: tuple[int, ...] | None = None,
         autograd: tuple[int, int] | None = None,
-        trace: str | None = None,
+        trace: bytes | None = None,
         extra: dict[int, Any] | None = None,
     ) -> None:
         self.kind = kind
@@ -279,25 +282,25 @@ def pack_sized(envelope: Envelope, limits: Limits = DEFAULT_LIMITS) -> tuple[lis
         )
     )
     about = b""
-    if (
-        envelope.rref is not None
-        or envelope.autograd is not None
-        or envelope.trace is not None
-        or envelope.extra is not None
-    ):
-        about = _packb((envelope.rref, envelope.autograd, envelope.trace, envelope.extra))
+    if envelope.rref is not None or envelope.autograd is not None or envelope.extra is not None:
+        about = _packb((envelope.rref, envelope.autograd, envelope.extra))
     header_size = len(what) + len(about)
     if header_size > limits.header_bytes:
         raise LimitExceeded("the header of a message", header_size, limits.header_bytes)
+    trace = envelope.trace
+    if trace is None:
+        trace = b""
+    else:
+        flags |= TRACED
     preamble = _PREAMBLE.pack(
         MAGIC, VERSION, flags, len(what), len(about), body_size, envelope.message_id, envelope.time_left_us
     )
-    if flags:
-        frames[0] = b"".join((preamble, what, about, *inline))
+    if flags & BODY_APART:
+        frames[0] = b"".join((preamble, trace, what, about, *inline))
     else:
-        frames[0] = b"".join((preamble, what, about, body, *inline))
+        frames[0] = b"".join((preamble, trace, what, about, body, *inline))
     envelope.size = total
-    return frames, PREAMBLE_BYTES + header_size + total
+    return frames, PREAMBLE_BYTES + len(trace) + header_size + total
 
 
 def _take_frame(frames: Sequence[Any], index: int, size: int, what: str) -> memoryview:
@@ -357,14 +360,12 @@ _read_known = functools.lru_cache(KNOWN)(_read_what)
 
 def _read_about(data: memoryview) -> list[Any]:
     """The same of its second part."""
-    fields = _read_array(data, 4)
-    rref, autograd, trace, extra = fields[:4]
+    fields = _read_array(data, 3)
+    rref, autograd, extra = fields[:3]
     if rref is not None:
         _check_ints(rref, RREF_NUMBERS, "rref")
     if autograd is not None:
         _check_ints(autograd, 2, "autograd")
-    if trace is not None and (type(trace) is not str or len(trace) != 55):
-        raise _fail("trace is not a trace parent")
     if extra is not None and type(extra) is not dict:
         raise _fail("extra is not a map")
     return fields
@@ -402,9 +403,10 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
         raise _fail(f"it begins with byte {magic:#x}")
     if version != VERSION:
         raise VersionMismatch(version, VERSION)
-    if flags & ~BODY_APART:
+    if flags & ~(BODY_APART | TRACED):
         raise _fail(f"unknown flags {flags:#x}")
-    after_what = PREAMBLE_BYTES + what_size
+    before_what = PREAMBLE_BYTES + TRACE_BYTES if flags & TRACED else PREAMBLE_BYTES
+    after_what = before_what + what_size
     position = after_what + about_size
     if what_size + about_size > limits.header_bytes or position > end:
         raise _fail(f"a header of {what_size + about_size} bytes does not fit")
@@ -413,7 +415,7 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
     if left > _MAX_U63:
         raise _fail("time left is not a u63")
     read = _read_known if what_size <= KNOWN_BYTES else _read_what
-    known = read(bytes(first[PREAMBLE_BYTES:after_what]))
+    known = read(bytes(first[before_what:after_what]))
     kind, sender, sender_inc, receiver_inc, codec, places, size, function, code = known
     next_frame = 1
     body: memoryview
@@ -444,8 +446,10 @@ def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
         raise _fail("bytes are left over")
     envelope = Envelope(kind, message_id, sender, sender_inc, receiver_inc, left, codec, body, buffers, function, code)
     envelope.size = body_size + size
+    if flags & TRACED:
+        envelope.trace = bytes(first[PREAMBLE_BYTES:before_what])
     if about_size:
-        rref, autograd, envelope.trace, envelope.extra, *_ = _read_about(first[after_what : after_what + about_size])
+        rref, autograd, envelope.extra, *_ = _read_about(first[after_what : after_what + about_size])
         envelope.rref = None if rref is None else tuple(rref)
         envelope.autograd = None if autograd is None else tuple(autograd)
     return envelope
