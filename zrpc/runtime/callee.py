@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 _CALL, _REMOTE_CALL, _REPLY = Kind.CALL, Kind.REMOTE_CALL, Kind.REPLY
 _SCRIPT, _PYTHON, _BUILTIN = Codec.SCRIPT, Codec.PYTHON, Codec.BUILTIN
+_CODECS = {int(codec): codec for codec in Codec}
 # Once, since looking up a member of an enum costs three times as much, and each call does it a dozen times.
 
 logger = logging.getLogger(__name__)
@@ -415,7 +416,7 @@ class Callee:
             if task.envelope.extra is not None:
                 self.recordings.keep(task.envelope)
             kept_error = None if error is None else emptied(error)
-            self._references.set_value(rref_id, value, kept_error, Codec(task.envelope.codec))
+            self._references.set_value(rref_id, value, kept_error, _CODECS[task.envelope.codec])
             if task.envelope.span is not None:
                 self._tracer.end(task.envelope.span, "" if error is None else type(error).__name__)
             with contextlib.suppress(Unavailable):  # whoever asked for it is gone, and is lost to the references too

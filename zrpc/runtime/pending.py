@@ -105,7 +105,7 @@ class PendingCalls:
     def __init__(self, clock: Clock, limit: int = 1 << 62, fails_when_full: bool = False) -> None:
         self._limit = limit
         self._fails_when_full = fails_when_full
-        self._held_back = 0
+        self._held_back = self._waiting = 0
         self._clock = clock
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -166,7 +166,7 @@ class PendingCalls:
         """Take a call out; None if that was done before."""
         with self._lock:
             call = self._table.finish(message_id)
-            if self._held_back or not len(self._table):
+            if self._waiting or self._held_back:
                 self._idle.notify_all()
             return call
 
@@ -223,7 +223,11 @@ class PendingCalls:
                 left = time_left(deadline, self._clock())
                 if left == 0.0:
                     return False
-                self._idle.wait(left)
+                self._waiting += 1
+                try:
+                    self._idle.wait(left)
+                finally:
+                    self._waiting -= 1
         return True
 
     def __len__(self) -> int:

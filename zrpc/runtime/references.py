@@ -74,6 +74,7 @@ class References:
         self._clock = clock
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._waiting = 0
         self._table = RRefTable(identity.info.id, ids, identity.incarnation)
         self._values: dict[RRefId, OwnedValue] = {}
         self._creation_errors: dict[ForkId, BaseException] = {}
@@ -481,7 +482,11 @@ class References:
                 left = time_left(deadline, self._clock())
                 if left == 0.0:
                     return False
-                self._changed.wait(left)
+                self._waiting += 1
+                try:
+                    self._changed.wait(left)
+                finally:
+                    self._waiting -= 1
         return True
 
     def statistics(self) -> RRefStatistics:
@@ -492,7 +497,8 @@ class References:
 
     def _apply(self, effects: Effects) -> list[Any]:
         """Effects on the table of values, under the lock. Returns what is left to do after it: sends, and the dead."""
-        self._changed.notify_all()
+        if self._waiting:
+            self._changed.notify_all()
         later: list[Any] = []
         for effect in effects:
             if isinstance(effect, ReleaseValue):

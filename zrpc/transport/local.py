@@ -171,6 +171,8 @@ class LocalLink:
 
     def flush(self) -> None:
         """Send what is kept back, and as much of the backlog as the socket takes."""
+        if not self._kept and not self._backlog:
+            return  # whoever is about to keep something sees to it that this is called again
         with self._lock, contextlib.suppress(RouteGone):  # the receiving side sees the end by itself
             if self._closed:
                 return

@@ -382,8 +382,11 @@ def _read_array(data: bytes | memoryview, count: int) -> list[Any]:
 
 
 def _check_ints(values: object, count: int, what: str) -> None:
-    if type(values) is not list or len(values) != count or not all(_is_uint(v, _MAX_U63) for v in values):
+    if type(values) is not list or len(values) != count:
         raise _fail(f"{what} is not {count} ids")
+    for value in values:
+        if type(value) is not int or not 0 <= value <= _MAX_U63:
+            raise _fail(f"{what} is not {count} ids")
 
 
 def unpack(frames: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> Envelope:
