@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +92,32 @@ def test_broker_load() -> None:
     found = brokerload.measure(12, 0.5)
     assert found.lost == 0
     assert min(found.join_seconds, found.join_cpu, found.resolve_p50) > 0
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("what", ["hello", "rubbish"])
+def test_flood(what: str) -> None:
+    """In a process of its own: it keeps itself and what it starts on some cores. What it judges is times."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.flood",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.3",
+        "--rate",
+        "300",
+        "--what",
+        what,
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    assert ended.returncode in (0, 1)
+    round_, summary = map(json.loads, ended.stdout.splitlines())
+    assert min(round_["calls"]) > 0
+    assert "p99, flooded / control" in summary["ratio"]
+    for side in ("worker", "broker"):
+        assert summary[side]["wrong key" if what == "hello" else "no handshake"] > 0
 
 
 @pytest.mark.integration

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 import zrpc
-from benchmarks.chaos.processes import NODE, Node
+from benchmarks.chaos.processes import BROKER_NODE, Node
 from benchmarks.flood.flooder import KINDS
 from benchmarks.soak.work import SERVER, add
 from zrpc.broker.admin import AdminClient
@@ -106,7 +106,7 @@ class Bench:
         write_key_file(new_keyring("flood"), key)
         environment = {**os.environ, "ZRPC_LANES": "on" if is_local else "off"}
         os.environ["ZRPC_LANES"] = environment["ZRPC_LANES"]
-        command = [*NODE, "broker", "tcp://127.0.0.1:0", key, "first"]
+        command = [*BROKER_NODE, "serve", "tcp://127.0.0.1:0", key, "first"]
         self.broker = Node("broker", 0, command, str(folder / "broker.log"))
         said = self.broker.wait_for("broker", 60)
         assert said is not None
