@@ -189,6 +189,24 @@ def test_a_primary_without_its_standby_and_most_members_admits_nobody_and_declar
     assert not any(member.heard(Fenced) for member in world.members.values())
 
 
+def test_who_returns_late_to_a_primary_that_was_cut_off_itself_is_not_declared_dead() -> None:
+    world = begun(4)
+    first = world.brokers[A]
+    world.kill_broker(B)  # which could take over, while it is away
+    world.run(1.5)
+    for member in world.members.values():
+        world.cut(first, member)
+    world.run(3)
+    world.heal()
+    for name in ("w2", "w3"):  # they come a second after the others
+        world.cut(first, world.members[name])
+    world.run(1)
+    world.heal()
+    world.run(3)
+    assert not any(member.heard(MemberGone) or member.heard(Fenced) for member in world.members.values())
+    assert len(first.living()) == 4
+
+
 def test_of_two_halves_the_one_with_the_primary_goes_on() -> None:
     world = begun(4)
     for other in (world.brokers[B], world.members["w0"], world.members["w1"]):

@@ -176,7 +176,9 @@ class Primary:
     def handle(self, event: object, now: float) -> list[Effect]:
         """Take an event of a registry, or one of the standby."""
         self._notice_stall(now)
-        self.registry.holds_deaths = not self._is_sure(now)
+        held, self.registry.holds_deaths = self.registry.holds_deaths, not self._is_sure(now)
+        if held and not self.registry.holds_deaths:
+            self.registry.excuse(now)  # it was we who were cut off: members have just begun to return
         effects: list[Effect] = []
         if isinstance(event, Arrival):
             message = event.message

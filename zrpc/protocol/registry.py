@@ -66,6 +66,7 @@ class Registry(Admission):
     def __init__(self, cluster: str, epoch_ms: int, now: float, options: RegistryOptions | None = None) -> None:
         super().__init__(cluster, epoch_ms, now, options)
         self._no_deaths_before = now
+        self._excused_at = float("-inf")
         self._return_until = now + self.options.death_timeout
         self._newcomers_from = now + FIRST_RETURN if self.options.is_successor else now
         self._on_event: dict[type[Any], Callable[[Any, float], list[Effect]]] = {
@@ -103,6 +104,11 @@ class Registry(Admission):
         """Silence until now says nothing of the members: they could not reach this broker, or it did not hear."""
         self._no_deaths_before = now + self.options.death_timeout
 
+    def excuse(self, now: float) -> None:
+        """As `forgive`, also for connections that are lost by now: it was this broker that could not be reached."""
+        self.forgive(now)
+        self._excused_at = now
+
     # -------------------------------------------------------------------------------------------- timers
 
     def _run_timers(self, now: float) -> list[Effect]:
@@ -128,6 +134,8 @@ class Registry(Admission):
         patience = options.death_timeout if record.route is None else options.silence_timeout
         silent_until = max(record.heard_at + patience, self._no_deaths_before)
         lost_until = None if record.lost_at is None else record.lost_at + options.loss_grace
+        if record.lost_at is not None and record.lost_at <= self._excused_at:
+            lost_until = self._excused_at + options.death_timeout
         if lost_until is not None and lost_until <= now:
             return self._end(record, "died", "its connection closed", now)
         if silent_until <= now:
