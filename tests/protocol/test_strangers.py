@@ -23,6 +23,18 @@ def test_a_stranger_is_lost_after_a_while() -> None:
     assert table.next_deadline() is None
 
 
+def test_time_without_a_broker_does_not_count() -> None:
+    table = Strangers(ME)
+    table.meet(A, 5.0)
+    table.meet_creator(B.worker_id, 1, 5.0)
+    table.postpone(14.0)
+    assert table.next_deadline() == 14.0 + PATIENCE
+    assert (table.take_overdue(13.9 + PATIENCE), table.take_creators(13.9 + PATIENCE)) == ([], [])
+    table.postpone(3.0)
+    assert table.take_overdue(14.0 + PATIENCE) == [A]
+    assert table.take_creators(14.0 + PATIENCE) == [(B.worker_id, 1)]
+
+
 def test_who_is_announced_is_no_stranger() -> None:
     table = Strangers(ME)
     table.meet(A, 5.0)

@@ -14,6 +14,9 @@ import torch
 from zrpc.clock import wall
 from zrpc.errors import CallTimeout, CodecRefused, RRefLost, RRefMisuse
 from zrpc.options import AgentOptions
+from zrpc.protocol.effects import BrokerBack, BrokerLost
+from zrpc.protocol.rrefs import Peer as Life
+from zrpc.protocol.strangers import PATIENCE
 from zrpc.rref import RRef
 from zrpc.runtime.context import current_agent
 from zrpc.testing import LocalCluster
@@ -352,3 +355,25 @@ def test_a_reference_whose_error_was_raised_can_still_be_let_go_of(cluster: Loca
         use_in_vain(there, "fetch")
     del here, there
     assert eventually(lambda: references_left(cluster) == 0)
+
+
+def test_strangers_are_waited_for_while_there_is_no_broker() -> None:
+    with LocalCluster(["a"]) as cluster:
+        agent = cluster["a"].agent
+        now = agent.broker_since
+        assert now() == float("-inf")
+        agent._take_news(BrokerLost("it is gone"))
+        began = now()
+        assert began > 0
+        with agent.references._lock:
+            agent.references._strangers.meet(Life(7, 70), began - 1e6)
+        agent.references.on_timer(began)
+        assert (deadline := agent.references._strangers.next_deadline()) is not None
+        assert deadline >= began + PATIENCE
+        agent._take_news(BrokerBack(True))
+        back = now()
+        assert back >= began
+        agent.references.on_timer(back)
+        assert now() == back
+        agent.references.on_timer(back + PATIENCE)
+        assert agent.references._strangers.next_deadline() is None

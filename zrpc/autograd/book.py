@@ -187,6 +187,7 @@ class ContextBook:
     def on_timer(self, now: float) -> None:
         with self._lock:
             effects = self._table.timer_fired(now)
+            self._table.postpone(self._agent.broker_since())
             ended = self._table.strangers_due(self._lives(), now)
         self._send_cleanups(effects)
         for context_id in ended:

@@ -255,6 +255,10 @@ class ContextTable:
         again = min((message.due for message in self._sending.values()), default=None)
         return earliest(again, min(self._strange.values()) + PATIENCE if self._strange else None)
 
+    def postpone(self, since: float) -> None:
+        """There was no broker until `since`: no maker could be announced before."""
+        self._strange = {maker: max(at, since) for maker, at in self._strange.items()}
+
     def strangers_due(self, lives: Collection[Maker], now: float) -> list[int]:
         """Contexts whose makers are still no members after a while, and are taken for lost: to be released."""
         ended = []

@@ -2,7 +2,7 @@
 
 Mostly the announcement is on its way. But a worker can join, call, and die before others hear that it was there: nobody is
 ever told of its end, and what it held would be kept for ever. One rule: a stranger that is still one after `PATIENCE`
-seconds is taken for lost.
+seconds with a broker is taken for lost. While there is no broker nobody can be announced, so that time does not count.
 
 The same goes for the creator of a value that others ask for: its id and life stand in the value's id.
 """
@@ -63,6 +63,11 @@ class Strangers:
         """When there is something to take."""
         first = min((*self._since.values(), *self._creators.values()), default=None)
         return None if first is None else first + PATIENCE
+
+    def postpone(self, since: float) -> None:
+        """There was no broker until `since`: nobody could be announced before."""
+        self._since = {peer: max(at, since) for peer, at in self._since.items()}
+        self._creators = {key: max(at, since) for key, at in self._creators.items()}
 
     def take_overdue(self, now: float) -> list[Peer]:
         """Those that have been strangers for too long; they are lost from now on, and the table is to be told so."""

@@ -123,6 +123,7 @@ class Agent:
         self._released = threading.Event()
         self._ending = threading.Condition()
         self._broker_lost_at: float | None = None
+        self._broker_back_at = float("-inf")
         self.gatherings = Gatherings(clock)
         self.extensions: dict[int, Callable[[Asker, Envelope, bool], None]] = {}
         """Who takes messages of further kinds: by the receiver's thread, or (True) by one of this worker that sent it."""
@@ -167,6 +168,7 @@ class Agent:
             identity, ids, self.peers, self.receiver, self.remotes, clock, self.tracer, options.reference_stacks
         )
         self.references.is_looked_after = self.executor.ticks
+        self.references.broker_since = self.broker_since
         self.executor.at_tick = self._on_tick
         self.values = Values(options.codecs, make_hooks(self.references), self.references)
         self.code = CodeStore(options.accept_code, options.code_cache_bytes, options.max_code_bytes)
@@ -264,6 +266,10 @@ class Agent:
     def has_broker(self) -> bool:
         """Whether the broker knows this worker, as far as this worker knows."""
         return self._broker_lost_at is None
+
+    def broker_since(self) -> float:
+        """Since when the broker knows this worker; the time now while it does not."""
+        return self._broker_back_at if self._broker_lost_at is None else self._clock()
 
     def missing_for_shutdown(self) -> tuple[str, ...]:
         """Members that have not asked to end yet, as far as the broker has said."""
@@ -480,6 +486,7 @@ class Agent:
                 self._orphaned_at = self._clock() + self.broker_grace
         elif isinstance(news, BrokerBack):
             self._orphaned_at = self._broker_lost_at = None
+            self._broker_back_at = self._clock()
             logger.warning("worker %s has the broker back", self.info.name)
 
     def _on_gone(self, news: MemberGone) -> None:

@@ -93,6 +93,8 @@ class References:
         self._is_look_due = False
         self.is_looked_after: Callable[[], bool] = lambda: False
         """Whether `look_after` will be called soon."""
+        self.broker_since: Callable[[], float] = lambda: float("-inf")
+        """Since when there is a broker; now, while there is none."""
 
     # ------------------------------------------------------------------------------------ making
 
@@ -423,6 +425,7 @@ class References:
             effects += self._table.timer_fired(now)
             for rref_id in self._fetches.take_overdue(now):
                 effects += self._table.handle_dropped(rref_id, None, now)
+            self._strangers.postpone(self.broker_since())
             for stranger in self._strangers.take_overdue(now):
                 effects += self._table.peer_lost(stranger, 0, "it is not in the cluster", now)
             for creator in self._strangers.take_creators(now):
