@@ -10,15 +10,20 @@ from dataclasses import replace
 
 import pytest
 
+from zrpc.protocol.allegiance import Allegiance
 from zrpc.protocol.backward import BackwardPass
 from zrpc.protocol.calls import CallTable
 from zrpc.protocol.contexts import ContextTable
 from zrpc.protocol.outbox import Peer
+from zrpc.protocol.primary import Primary
+from zrpc.protocol.registry import Registry
 from zrpc.protocol.retries import Retry
 from zrpc.protocol.rref_owner import Owners
 from zrpc.protocol.rrefs import RRefTable
 from zrpc.protocol.served import Served
 from zrpc.protocol.session import Session
+from zrpc.protocol.standby import Standby
+from zrpc.protocol.strangers import Strangers
 from zrpc.testing import simulate
 from zrpc.testing.simulation.cluster import Simulation
 from zrpc.testing.simulation.schedule import LARGE_EVERY, Schedule
@@ -33,6 +38,7 @@ def test_histories_of_known_seeds(chunk: int) -> None:
     assert summary.failures == {}
     assert summary.histories == CHUNK
     assert {"result", "timeout", "lost", "error"} <= set(summary.ends)
+    assert summary.take_overs > CHUNK / 4
 
 
 def test_histories_that_nobody_has_seen() -> None:
@@ -139,6 +145,32 @@ def test_backward_passes_that_do_not_wait_for_all(monkeypatch: pytest.MonkeyPatc
         return found
 
     assert "has had its gradient" in broken(monkeypatch, BackwardPass, "_take_complete", all_touched)
+
+
+def test_a_primary_that_never_doubts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Primary, "_is_sure", lambda self, now: True)
+    assert "two brokers let newcomers in" in broken(monkeypatch, Primary, "_notice_stall", lambda self, now: None)
+
+
+def test_a_standby_that_hesitates(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = Standby.verdict
+
+    def verdict(self: Standby, now: float) -> str:
+        return good(self, now - 4.0)
+
+    assert "since the broker in charge was lost" in broken(monkeypatch, Standby, "verdict", verdict)
+
+
+def test_members_that_do_not_go_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "has waited" in broken(monkeypatch, Allegiance, "_go_over", lambda self, address, now: [])
+
+
+def test_a_broker_that_blames_members_for_its_own_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nothing has happened to it" in broken(monkeypatch, Registry, "excuse", lambda self, now: None)
+
+
+def test_time_without_a_broker_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "pending references" in broken(monkeypatch, Strangers, "postpone", lambda self, since: None)
 
 
 def test_retries_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

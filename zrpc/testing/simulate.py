@@ -30,6 +30,7 @@ class Summary:
     ends: Counter[str] = field(default_factory=Counter)
     """Calls by how they ended."""
     lives: int = 0
+    take_overs: int = 0
     values: int = 0
     failures: dict[int, str] = field(default_factory=dict)
     """What went wrong, by seed."""
@@ -39,7 +40,8 @@ class Summary:
         ends = ", ".join(f"{count:,} {how}" for how, count in self.ends.most_common())
         return (
             f"{self.histories:,} histories in {seconds:.1f} s ({self.histories / max(seconds, 1e-9) * 60:,.0f} a minute), "
-            f"{self.steps:,} events, {self.lives:,} lives, {self.values:,} values released, calls: {ends}; "
+            f"{self.steps:,} events, {self.lives:,} lives, {self.take_overs:,} take-overs, "
+            f"{self.values:,} values released, calls: {ends}; "
             f"{len(self.failures)} failed"
         )
 
@@ -66,6 +68,7 @@ def run(seeds: Iterable[int], until: float | None = None, stop_at_first: bool = 
         summary.simulated += simulation.network.now - 1000.0
         summary.ends += simulation.truth.how
         summary.lives += simulation.truth.joined
+        summary.take_overs += simulation.brokers.seen["TookOver"]
         summary.values += len(simulation.truth.released)
         if problem:
             summary.failures[seed] = problem

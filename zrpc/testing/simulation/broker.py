@@ -1,151 +1,164 @@
-"""The broker of a simulated cluster, and its members' connections to it.
+"""A broker of a simulated cluster: in charge, standing by for another one, or dead for a while.
 
-A connection keeps order and loses nothing while it stands. It breaks when an end dies, is reset by chance, or goes unheard
-for `NOTICE` seconds (cut off, or stopped), as ZeroMQ's heartbeats do it; whoever lives connects again.
+One rule: this is the driver that `zrpc.broker.server` is for real: it feeds the machine, and performs what that decides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zrpc.protocol.effects import Announce, Arrival, Broadcast, Effect, RouteLoss, Send, Tick
-from zrpc.protocol.membership import RegistryOptions
+from zrpc.protocol.effects import (
+    Announce,
+    Arrival,
+    Broadcast,
+    Effect,
+    PeerArrival,
+    PeerChange,
+    RouteLoss,
+    Seek,
+    Send,
+    SteppedDown,
+    Tell,
+    Tick,
+    TookOver,
+)
+from zrpc.protocol.membership import UP, RegistryOptions
 from zrpc.protocol.registry import Registry
-from zrpc.testing.simulation.network import Network, Place
+from zrpc.protocol.seat import Seat
+from zrpc.testing.simulation.lines import Line, Speaker
 from zrpc.wire.messages import Message
+from zrpc.wire.succession import STANDBY_READS
 
 if TYPE_CHECKING:
-    from zrpc.testing.simulation.worker import Process
+    from zrpc.testing.simulation.brokers import Brokers
 
-NOTICE = 2.0
-"""Seconds after which an end notices that the other one is not heard of any more."""
 EPOCH_MS = 1_790_000_000_000
-UNRULY = 0.15
-"""How many messages are lost, and how many repeated, where the broker's connections are unruly."""
 
 
-class Broker(Place):
-    """A registry, the routes to its members, and its restarts."""
+class Broker(Speaker):
+    """The broker at one address, in all its lives."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, brokers: Brokers, address: str) -> None:
         super().__init__()
-        self.network = network
-        self.registry: Registry | None = None
-        self.members: dict[bytes, Process] = {}
-        self._routes = 0
+        self.brokers = brokers
+        self.network = brokers.network
+        self.address = address
+        self.seat: Seat | None = None
+        self.guests: dict[bytes, Line] = {}
+        """Connections to it that stand, by route."""
+        self.stops = 0
+        """How often it was stopped."""
         self._wake_at: float | None = None
-        self._runs = 0
-        self.start()
+
+    def __repr__(self) -> str:
+        return f"<{self.address} {self.seat or 'dead'}>"
 
     # ------------------------------------------------------------------------------------------ its life
 
-    def start(self) -> None:
-        """Start a broker at the address: the first one, or the successor of one that is gone."""
+    def start(self, follows: str, run: int) -> None:
+        """Start a broker here: the first one, or the successor of one that is gone. `run` counts all starts."""
         now = self.network.now
         # On the wall clock, brokers start seconds apart: lives given by one are told from the next one's by seconds.
-        epoch_ms = EPOCH_MS + int(now * 1000) + self._runs * 2000
-        options = RegistryOptions(is_successor=self._runs > 0, small=self.network.schedule.small)
-        self.registry = Registry("simulated", epoch_ms, now, options)
-        self._runs += 1
-        self.network.note("the broker starts")
+        epoch_ms = EPOCH_MS + int(now * 1000) + run * 2000
+        options = RegistryOptions(is_successor=run > self.brokers.count, small=self.network.schedule.small)
+        self.seat = Seat("simulated", epoch_ms, now, options, follows)
+        self.seat.address = self.address
+        self._wake_at = None
+        self.network.note(f"{self.address} starts{', to stand by for ' + follows if follows else ''}")
+        if follows:
+            self.brokers.open(self, follows)
+        self._sleep()
 
-    def stop(self) -> None:
+    def kill(self) -> None:
         """It is killed: all connections break."""
-        self.network.note("the broker dies")
-        self.registry = None
-        for member in list(self.members.values()):
-            self.break_connection(member, tells_broker=False)
+        self.network.note(f"{self.address} dies")
+        self.seat = None
+        self.is_frozen = False
+        self.inbox.clear()
+        self.close_lines()
+        for line in list(self.guests.values()):
+            line.break_off(tells_broker=False)
 
-    # --------------------------------------------------------------------------------------- connections
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process, stopped or not."""
+        return self.seat is not None
 
-    def connect(self, member: Process) -> None:
-        """A member's connection is made, if it can be now; else it is tried again."""
-        if member.is_over or member.route is not None:
-            return
-        if self.registry is None or self in member.cut_from or member.is_frozen:
-            self.network.at(0.2, self.connect, member)
-            return
-        self._routes += 1
-        member.route = b"%d" % self._routes
-        self.members[member.route] = member
-        member.on_link("connected")
+    @property
+    def registry(self) -> Registry | None:
+        """The members, while it is in charge."""
+        return None if self.seat is None else self.seat.registry
 
-    def break_connection(self, member: Process, tells_broker: bool = True) -> None:
-        """A connection is gone, for both ends; what is on it is lost."""
-        route, member.route = member.route, None
-        if route is None:
-            return
-        self.members.pop(route, None)
-        if tells_broker:
-            self.network.at(self.network.latency(), self.feed, RouteLoss(route))
-        if member.is_over:
-            return
-        if member.is_frozen:
-            member.inbox.append((member.on_link, ("disconnected",)))
-        else:
-            member.on_link("disconnected")
-        self.network.at(0.05 + self.network.latency(), self.connect, member)
+    @property
+    def knows(self) -> bool:
+        """Whether it could go on with what the cluster knows."""
+        if self.seat is None:
+            return False
+        return self.seat.standby is None or self.seat.standby.is_synced
 
-    def notice_silence(self, member: Process, route: bytes | None) -> None:
-        """`NOTICE` seconds after a member went silent: is it still?"""
-        is_silent = member.is_frozen or self in member.cut_from
-        if is_silent and route is not None and member.route == route:
-            self.break_connection(member)
+    def living(self) -> dict[str, tuple[int, int]]:
+        """Who is up, as it knows it: id and incarnation by name."""
+        registry = self.registry
+        if registry is not None:
+            return {r.name: (r.id, r.incarnation) for r in registry.book.living() if r.state == UP}
+        standby = None if self.seat is None else self.seat.standby
+        entries = {} if standby is None else standby.entries
+        return {e.name: (e.id, e.incarnation) for e in entries.values() if e.state == UP}
 
-    # ------------------------------------------------------------------------------------------- messages
+    # -------------------------------------------------------------------------------------- what it hears
 
-    def take(self, route: bytes, message: Message, sender: int, incarnation: int) -> None:
-        """A message of a member comes out of its connection."""
-        if route in self.members:
-            self.feed(Arrival(message, route, sender, incarnation))
-
-    def carry(self, member: Process, what: Any, *args: Any) -> None:
-        """Put something on a member's connection, in either direction."""
-        network, route = self.network, member.route
-        if route is None or self in member.cut_from:
-            return  # what is written to a dead connection is lost
-        unruly = network.schedule.unruly_broker
-        if unruly and network.chance(UNRULY):
-            return
-        delay = network.latency()
-        if not unruly:
-            way = (self, member) if what == member.on_broker else (member, self)
-            due = max(network.now + delay, network._last.get(way, 0.0))
-            network._last[way] = due
-            delay = due - network.now
-        network.at(delay, self._come_out, member, route, what, args)
-        if unruly and network.chance(UNRULY):
-            network.at(delay + network.latency(), self._come_out, member, route, what, args)
-
-    def _come_out(self, member: Process, route: bytes, what: Any, args: tuple[Any, ...]) -> None:
-        if member.route != route or self in member.cut_from:
-            return
-        if what == member.on_broker and member.is_frozen:
-            member.inbox.append((what, args))
+    def take(self, what: Callable[..., None], *args: Any) -> None:
+        """Something has come; it is read when the process runs."""
+        if self.is_frozen:
+            self.inbox.append((what, args))
         else:
             what(*args)
+
+    def on_request(self, route: bytes, message: Message, sender: int, incarnation: int) -> None:
+        """A message came in by a connection to it."""
+        self.feed(Arrival(message, route, sender, incarnation))
+
+    def on_loss(self, route: bytes) -> None:
+        """A connection to it is gone."""
+        self.feed(RouteLoss(route))
+
+    def on_change(self, address: str, what: str) -> None:
+        """Its connection to the other broker has changed."""
+        self.feed(PeerChange(what))
+
+    def on_message(self, address: str, message: Message, incarnation: int) -> None:
+        """The other broker has said something."""
+        if message.KIND in STANDBY_READS:
+            self.feed(PeerArrival(message))
 
     # ------------------------------------------------------------------------------------------- its machine
 
     def feed(self, event: object) -> None:
-        """Give the registry an event."""
-        if self.registry is not None:
-            self._perform(self.registry.handle(event, self.network.now))
+        """Give the machine an event."""
+        if self.seat is not None:
+            self._perform(self.seat.handle(event, self.network.now))
+            self.brokers.check()
             self._sleep()
 
+    def go_on(self) -> None:
+        """It was stopped, and goes on: what came meanwhile is before it, and timers are late."""
+        self.network.thaw(self)
+        self._wake_at = None
+        self._sleep()
+
     def _sleep(self) -> None:
-        assert self.registry is not None
-        due = self.registry.next_deadline()
+        due = None if self.seat is None else self.seat.next_deadline()
         if due is not None and (self._wake_at is None or due < self._wake_at):
             self._wake_at = due
-            self.network.at(max(0.0, due - self.network.now), self._wake, due, self.registry)
+            self.network.at(max(0.0, due - self.network.now), self._wake, due, self.seat)
 
-    def _wake(self, due: float, registry: Registry) -> None:
+    def _wake(self, due: float, seat: Seat) -> None:
+        if seat is not self.seat or self.is_frozen:
+            return
         if self._wake_at == due:
             self._wake_at = None
-        if registry is not self.registry:
-            return
-        deadline = registry.next_deadline()
+        deadline = seat.next_deadline()
         if deadline is not None and deadline <= self.network.now:
             self.feed(Tick())
         else:
@@ -154,19 +167,23 @@ class Broker(Place):
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Announce):
-                self.network.note(f"broker: {effect.news}")
+                self.network.note(f"{self.address}: {effect.news}")
+                if isinstance(effect.news, (TookOver, SteppedDown)):
+                    self.brokers.note_news(self, effect.news)
             elif isinstance(effect, Send):
                 self._send(effect.route, effect.message, effect.incarnation)
             elif isinstance(effect, Broadcast):
                 for route in effect.routes:
                     self._send(route, effect.message, 0)
+            elif isinstance(effect, Tell):
+                for line in list(self.lines.values()):
+                    line.send(effect.message, -1, 0)
+            elif isinstance(effect, Seek):
+                self.close_lines()
+                if effect.address:
+                    self.brokers.open(self, effect.address)
 
     def _send(self, route: bytes, message: Message, incarnation: int) -> None:
-        member = self.members.get(route)
-        if member is not None:
-            self.carry(member, member.on_broker, message, incarnation)
-
-    def living(self) -> dict[str, tuple[int, int]]:
-        """Who is up, as the broker knows it: id and incarnation by name."""
-        assert self.registry is not None
-        return {r.name: (r.id, r.incarnation) for r in self.registry.book.living() if r.state == "up"}
+        line = self.guests.get(route)
+        if line is not None:
+            line.answer(message, incarnation)

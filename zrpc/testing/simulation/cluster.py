@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zrpc.protocol.rrefs import Peer
-from zrpc.testing.simulation.broker import NOTICE, Broker
+from zrpc.testing.simulation.brokers import Brokers, heal
 from zrpc.testing.simulation.network import Network
 from zrpc.testing.simulation.passes import NOT_ANNOUNCED
 from zrpc.testing.simulation.recording import LEAF
@@ -19,6 +19,10 @@ from zrpc.testing.simulation.truth import BrokenPromise, Truth
 from zrpc.testing.simulation.worker import Process
 
 MAX_STEPS = 2_000_000
+PROMISED = 5.0
+"""Seconds within which a newcomer is in after the broker in charge is lost, where a standby is there."""
+MOST = 30.0
+"""The same where messages to brokers are lost on the way."""
 SETTLING = 200.0
 """Simulated seconds in which everything must come to rest: the broker's patience, retries and graces are below 60."""
 
@@ -30,7 +34,7 @@ class Simulation:
         self.schedule = schedule
         self.network = Network(schedule)
         self.truth = Truth()
-        self.broker = Broker(self.network)
+        self.brokers = Brokers(self.network, schedule.standby)
         self.processes: dict[int, Process] = {}
         self.by_peer: dict[Peer, Process] = {}
         self.disturbed = False
@@ -46,13 +50,15 @@ class Simulation:
         """Start a process that wants this name."""
         self._numbers += 1
         process = Process(self, name, self._numbers)
+        for other in self.processes.values():
+            if other.name == name:
+                other.is_spotless = process.is_spotless = False
         self.processes[process.number] = process
-        self.broker.connect(process)
 
     def on_exit(self, process: Process) -> None:
         """A process has ended: its connections close."""
         del self.processes[process.number]
-        self.broker.break_connection(process)
+        process.close_lines()
 
     def living(self) -> list[Process]:
         """Processes that have not ended and not been told to, frozen ones too."""
@@ -83,7 +89,8 @@ class Simulation:
             events += [self.kill, self.kill, self.leave, self.join] if schedule.deaths else [self.join]
             events += [self.freeze] if schedule.freezes else []
             events += [self.cut, self.cut_two] if schedule.cuts else []
-            events += [self.restart_broker] if schedule.broker_restarts else []
+            events += [self.restart_broker] if schedule.broker_restarts and not schedule.standby else []
+            events += [self.harm_brokers] * 3 if schedule.standby else []
             living = self.living()
             if living:
                 chance.choice(events)(chance.choice(living))
@@ -217,8 +224,10 @@ class Simulation:
         self.start(process.name if self.network.chance(0.2) else f"late-{self._numbers}")
 
     def reset(self, process: Process) -> None:
-        """Its connection to the broker breaks."""
-        self.broker.break_connection(process)
+        """A connection to a broker breaks."""
+        if process.lines:
+            process.is_spotless = False  # where messages take long, it is not back before it is given up
+            self.network.random.choice(list(process.lines.values())).break_off()
 
     def freeze(self, process: Process) -> None:
         """It is stopped (SIGSTOP) for a while."""
@@ -226,8 +235,9 @@ class Simulation:
             return
         self.disturbed = True
         process.is_frozen = True
+        process.is_spotless = False
         self.network.note(f"{process} is stopped")
-        self.network.at(NOTICE, self.broker.notice_silence, process, process.route)
+        self.brokers.watch_silence(process)
         self.network.at(self.network.random.choice((0.5, 3.0, 8.0)), self.thaw, process)
 
     def thaw(self, process: Process) -> None:
@@ -241,12 +251,9 @@ class Simulation:
         """It is cut off from the broker and from all others."""
         self.disturbed = True
         self.network.note(f"{process} is cut off")
-        others = [other for other in self.processes.values() if other is not process]
-        for other in [*others, self.broker]:
-            process.cut_from.add(other)
-            other.cut_from.add(process)
-        self.network.at(NOTICE, self.broker.notice_silence, process, process.route)
-        self.network.at(self.network.random.choice((0.5, 1.5, 6.0)), self.heal, process)
+        process.is_spotless = False
+        self.brokers.cut(process, [*self.processes.values(), *self.brokers.all])
+        self.network.at(self.network.random.choice((0.5, 1.5, 6.0)), heal, process)
 
     def cut_two(self, process: Process) -> None:
         """Two workers cannot reach each other, and the broker can reach both."""
@@ -255,19 +262,17 @@ class Simulation:
         if other is not process:
             process.cut_from.add(other)
             other.cut_from.add(process)
-            self.network.at(self.network.random.choice((0.5, 4.0)), self.heal, process)
-
-    def heal(self, process: Process) -> None:
-        for other in list(process.cut_from):
-            other.cut_from.discard(process)
-        process.cut_from.clear()
+            self.network.at(self.network.random.choice((0.5, 4.0)), heal, process)
 
     def restart_broker(self, _process: Process) -> None:
         """The broker is killed; another one starts at its address after a while."""
-        if self.broker.registry is not None:
-            self.disturbed = True
-            self.broker.stop()
-            self.network.at(0.1 + self.network.random.random() * 3, self.broker.start)
+        self.disturbed = True
+        self.brokers.kill(self.brokers.all[0], 0.1 + self.network.random.random() * 3)
+
+    def harm_brokers(self, _process: Process) -> None:
+        """Something happens to one of two brokers, or both."""
+        self.disturbed = True
+        self.brokers.misbehave(list(self.processes.values()))
 
     # --------------------------------------------------------------------------------------------- the history
 
@@ -278,12 +283,13 @@ class Simulation:
             network.at(0.5 + network.random.random() * schedule.span, self.act)
         self.advance(0.5 + schedule.span)
         for process in list(self.processes.values()):
-            self.heal(process)
+            heal(process)
             self.thaw(process)
-        if self.broker.registry is None:
-            self.advance(3.2)  # its successor is on its way
+        self.brokers.make_peace()
         self.settle("the history", self.unsettled)
         self.check_calls()
+        if schedule.standby:
+            self.check_take_over()
         self.settle("the end", self.undrained)
 
     def end_programs(self) -> None:
@@ -314,13 +320,17 @@ class Simulation:
 
     def unsettled(self) -> str:
         """What is still under way."""
-        expected = self.broker.living()
+        if problem := self.brokers.unsettled():
+            return problem
+        expected = self.brokers.living()
         for process in self.processes.values():
             if process.session.state != "up":
                 return f"{process} is not a member"
             known = {m.name: (m.id, m.incarnation) for m in process.session.members.values()}
             if known != expected:
                 return f"{process} knows {known}, the broker {expected}"
+            if process.allegiance.current != self.brokers.in_charge()[0].address:
+                return f"{process} is with {process.allegiance}, not with {self.brokers.in_charge()}"
             if len(process.calls):
                 return f"{process} waits: {process.calls}"
             assert process.references is not None
@@ -336,6 +346,11 @@ class Simulation:
         there = {process.name: tuple(process.peer) for process in self.processes.values()}
         return "" if there == expected else f"the broker knows {expected}, there are {there}"
 
+    def leaving(self) -> str:
+        """Who is about to leave, and whatever else is not settled."""
+        leaving = [process for process in self.processes.values() if process.is_leaving]
+        return f"{leaving} have not left" if leaving else self.unsettled()
+
     def undrained(self) -> str:
         """What is still kept, though nobody holds a reference, or is in a context."""
         self.end_programs()
@@ -350,6 +365,30 @@ class Simulation:
             if left := process.recording.left():
                 return f"{process} keeps contexts: {left}"
         return ""
+
+    def check_take_over(self) -> None:
+        """Once more, when nothing else goes wrong: the broker in charge is lost, and all is to be as promised in time."""
+        self.settle("the history", self.leaving)  # who takes leave has no say
+        network, (first,) = self.network, self.brokers.in_charge()
+        second = self.brokers.other(first)
+        before, began = first.living(), network.now
+        if network.chance(0.5):
+            self.brokers.kill(first, 20.0)
+        else:
+            self.brokers.freeze(first, 8.0)
+        self.start(f"newcomer-{self._numbers}")
+        promised = PROMISED + 4 * self.schedule.latency  # there and back, for a vote and for a newcomer
+        newcomer = list(self.processes.values())[-1]
+        while newcomer.session.state != "up" and network.now < began + MOST:
+            self.advance(0.05)
+        waited = network.now - began
+        if newcomer.session.state != "up" or (waited > promised and not self.schedule.unruly_broker):
+            raise BrokenPromise(f"{newcomer} has waited for {waited:.2f} s since the broker in charge was lost")
+        assert second is not None
+        kept = second.living()
+        if {name: kept.get(name) for name in before} != before and not self.schedule.unruly_broker:
+            raise BrokenPromise(f"{second} has taken over, and knows {kept}, not {before}")
+        self.settle("the last take-over", self.unsettled)
 
     def check_calls(self) -> None:
         """Every call has ended, once."""

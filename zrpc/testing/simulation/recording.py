@@ -221,6 +221,7 @@ class Recording:
     def on_timer(self, now: float) -> None:
         """Time has passed."""
         self._send(self.table.timer_fired(now))
+        self.table.postpone(self.process.broker_since)
         for context_id in self.table.strangers_due(self._lives(), now):
             self.release(context_id)
 

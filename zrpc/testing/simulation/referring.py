@@ -265,6 +265,7 @@ class Referring:
     def on_timer(self, now: float) -> None:
         """Time has passed."""
         self.perform(self.table.timer_fired(now))
+        self.strangers.postpone(self.process.broker_since)
         for stranger in self.strangers.take_overdue(now):
             self.process.on_loss(stranger, 0, "it is not in the cluster")
         for creator in self.strangers.take_creators(now):

@@ -36,6 +36,8 @@ class Schedule:
     freezes: bool
     cuts: bool
     broker_restarts: bool
+    standby: bool
+    """Whether there is a standby broker beside the first one, and both are mistreated."""
 
     @property
     def small(self) -> int:
@@ -64,4 +66,5 @@ class Schedule:
             freezes=chance.random() < 0.4,
             cuts=chance.random() < 0.4,
             broker_restarts=chance.random() < 0.4,
+            standby=chance.random() < 0.4,
         )

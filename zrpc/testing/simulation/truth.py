@@ -35,6 +35,8 @@ class Truth:
         self.ran: dict[int, Peer] = {}
         self.lives: dict[tuple[int, int], int] = {}
         self.incarnations: dict[int, tuple[str, int]] = {}
+        self.names: dict[int, str] = {}
+        """Of ids. Where brokers have forgotten what was, an id may be given again, for another life."""
         self.released: set[RRefId] = set()
         self.joined = 0
 
@@ -85,6 +87,9 @@ class Truth:
             raise BrokenPromise(f"life {session.life} of id {session.id} is given twice, now to {process}")
         if self.incarnations.setdefault(session.incarnation, who) != who:
             raise BrokenPromise(f"incarnation {session.incarnation} is given twice, now to {process}")
+        known = self.names.setdefault(session.id, process.name)
+        if known != process.name and not process.cluster.brokers.forgot:
+            raise BrokenPromise(f"id {session.id} of {known!r} is given to {process}")
         self.joined += 1
 
     # ---------------------------------------------------------------------------------------------- values

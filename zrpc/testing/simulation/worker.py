@@ -12,27 +12,33 @@ from typing import TYPE_CHECKING
 
 from zrpc.clock import earliest
 from zrpc.ids import ForkId, LocalIds, RRefId
+from zrpc.protocol.allegiance import Allegiance
 from zrpc.protocol.calls import CallTable
 from zrpc.protocol.contexts import ContextTable, SendCleanup
 from zrpc.protocol.effects import (
     Announce,
-    Arrival,
+    BrokerBack,
+    BrokerLost,
+    CloseLine,
     Departure,
+    Dispatch,
     Fenced,
     Joined,
     JoinFailed,
-    LinkChange,
+    LineArrival,
+    LineChange,
     MemberGone,
     MemberUp,
     News,
-    Send,
+    OpenLine,
     Start,
     Tick,
 )
+from zrpc.protocol.membership import LOSS_GRACE
 from zrpc.protocol.rrefs import Fork, Peer, RRefTable, SendAck, SendControl
 from zrpc.protocol.served import Served
 from zrpc.protocol.session import Session
-from zrpc.testing.simulation.network import Place
+from zrpc.testing.simulation.lines import Speaker
 from zrpc.testing.simulation.passes import Passing
 from zrpc.testing.simulation.recording import Recording
 from zrpc.testing.simulation.referring import Referring
@@ -77,7 +83,7 @@ class Call:
         return f"<Call {self.uid} to {self.peer}>"
 
 
-class Process(Place):
+class Process(Speaker):
     """One life of a worker, from its HELLO to its end."""
 
     def __init__(self, cluster: Simulation, name: str, number: int) -> None:
@@ -87,8 +93,14 @@ class Process(Place):
         self.truth = cluster.truth
         self.name = name
         self.number = number
-        self.route: bytes | None = None
         self.session = Session(Hello(name=name, nonce=number, address=f"memory://{name}-{number}"))
+        self.allegiance = Allegiance(self.session, cluster.brokers.addresses)
+        self.has_broker = True
+        self.broker_back_at = 0.0
+        self.is_leaving = False
+        self.is_spotless = True
+        """Whether nothing has happened to it: it was never stopped or cut off, no connection of it broke, and nobody
+        else wanted its name."""
         self.peer = Peer(-1, 0)
         self.lost: set[Peer] = set()
         self.calls: CallTable[Call] = CallTable()
@@ -107,6 +119,8 @@ class Process(Place):
         self.thawed_at = 0.0
         self._next_message = 0
         self._wake_at: float | None = None
+        for address in cluster.brokers.addresses:
+            cluster.brokers.open(self, address)
         self.feed(Start())
 
     def __repr__(self) -> str:
@@ -117,23 +131,33 @@ class Process(Place):
         """Whether it is a member that runs."""
         return not self.is_over and not self.is_frozen and self.references is not None and self.session.state == "up"
 
+    @property
+    def broker_since(self) -> float:
+        """Since when there is a broker; now, while there is none."""
+        return self.broker_back_at if self.has_broker else self.network.now
+
     # ----------------------------------------------------------------------------------------- membership
 
-    def on_link(self, what: str) -> None:
-        """Its connection to the broker has changed."""
-        self.feed(LinkChange(what))
+    def on_change(self, address: str, what: str) -> None:
+        """A connection to a broker has changed."""
+        self.feed(LineChange(address, what))
 
-    def on_broker(self, message: Message, incarnation: int) -> None:
-        """A message of the broker came."""
+    def on_message(self, address: str, message: Message, incarnation: int) -> None:
+        """A message of a broker came."""
         if incarnation in (0, self.session.incarnation):
-            self.feed(Arrival(message))
+            self.feed(LineArrival(address, message))
 
     def feed(self, event: object) -> None:
-        """Give the session an event."""
-        broker, session = self.cluster.broker, self.session
-        for effect in session.handle(event, self.network.now):
-            if isinstance(effect, Send):
-                broker.carry(self, broker.take, self.route, effect.message, session.id, session.incarnation)
+        """Give the session, and what chooses its broker, an event."""
+        for effect in self.allegiance.handle(event, self.network.now):
+            if isinstance(effect, Dispatch):
+                for address in effect.addresses:
+                    if address in self.lines:
+                        self.lines[address].send(effect.message, self.session.id, self.session.incarnation)
+            elif isinstance(effect, OpenLine):
+                self.cluster.brokers.open(self, effect.address)
+            elif isinstance(effect, CloseLine):
+                self.close_line(effect.address)
             elif isinstance(effect, Announce):
                 self._on_news(effect.news)
         self.sleep()
@@ -153,8 +177,17 @@ class Process(Place):
         elif isinstance(news, MemberGone):
             member = news.member
             self.on_loss(Peer(member.id, member.incarnation), member.life, news.why)
+        elif isinstance(news, BrokerLost):
+            self.has_broker = False
+        elif isinstance(news, BrokerBack):
+            self.has_broker, self.broker_back_at = True, self.network.now
         elif isinstance(news, (Fenced, JoinFailed)):
             self.network.note(f"{self} must end: {news}")
+            self.cluster.disturbed = True
+            schedule = self.network.schedule
+            is_excused = schedule.unruly_broker or schedule.latency >= LOSS_GRACE or self.cluster.brokers.cut_alone
+            if isinstance(news, Fenced) and self.is_spotless and not is_excused:
+                raise BrokenPromise(f"{self} is fenced, and nothing has happened to it: {news}")
             self.later(ENDING, self.end, "closed")
 
     def on_loss(self, peer: Peer, life: int, why: str) -> None:
@@ -333,7 +366,7 @@ class Process(Place):
         """Be woken at the next deadline of a machine."""
         if self.is_over:
             return
-        due = earliest(self.session.next_deadline(), self.calls.next_deadline())
+        due = earliest(self.allegiance.next_deadline(), self.calls.next_deadline())
         if self.references is not None:
             due = earliest(due, self.references.next_deadline())
         if self.recording is not None:
@@ -352,7 +385,7 @@ class Process(Place):
             self.references.on_timer(now)
         if self.recording is not None:
             self.recording.on_timer(now)
-        deadline = self.session.next_deadline()
+        deadline = self.allegiance.next_deadline()
         if deadline is not None and deadline <= now:
             self.feed(Tick())
         self.sleep()
@@ -371,6 +404,7 @@ class Process(Place):
 
     def leave(self) -> None:
         """It takes leave: lets go of all references, and says so when their owners know, or after a while."""
+        self.is_leaving = True
         if self.references is not None:
             self.references.drop_all()
         self.later(0.1, self._leave_when_drained, self.network.now + 5.0)
