@@ -133,6 +133,8 @@ class Brokers:
                 self.kill(each, chance.choice(AWAY))
         else:
             self.network.note(f"{broker.address} is {what}")
+            # Healing one of two cuts lets a broker hear the other one, and no member.
+            self.cut_alone |= any(one.cut_from for one in self.all)
             primaries = [one.seat.primary for one in self.all if one.seat is not None and one.seat.primary is not None]
             self.cut_alone |= not all(
                 primary.pair for primary in primaries
