@@ -31,7 +31,10 @@ def after(*steps: str | float) -> tuple[str, str, list[bool]]:
         (("connected", "disconnected", GRACE), "lost", "its connection broke and did not come back", [True]),
         (("connected", "disconnected", "refused", GRACE), "lost", "nobody listens at its address", [True]),
         (("connected", "disconnected", GRACE / 2, "connected", GRACE, 1000.0), "standing", "", [False] * 3),
-        (("refused", GRACE), "lost", "nobody listens at its address", [True]),
+        (("refused", "refused", GRACE), "lost", "nobody listens at its address", [True]),
+        (("refused", GRACE), "opening", "it takes connections", [False]),
+        (("refused", 1.5, "refused", 1.5, "refused", GRACE), "opening", "it takes connections", [False] * 3),
+        (("disconnected", "disconnected", GRACE, "connected", GRACE), "standing", "", [False, False]),
         (("denied", "denied", OPENING_PATIENCE - 1), "opening", "it takes connections", [False]),
         (("denied", OPENING_PATIENCE), "lost", "it takes connections, and does not answer", [True]),
         (

@@ -8,14 +8,15 @@ say, and references that the peer holds are kept until it does.
     state      event                      next state
     ---------  -------------------------  ---------------------------------------------------
     opening    connected                  standing
-    opening    disconnected, refused      doubtful   from now on `GRACE` seconds
+    opening    refused twice              doubtful   from now on `GRACE` seconds
     opening    `OPENING_PATIENCE` over    lost
     standing   disconnected, refused      doubtful
     doubtful   connected                  standing
     doubtful   its time is over           lost
 
 'denied' changes nothing: a process whose interpreter is busy cannot finish a handshake, and lives. For the same reason a
-new connection that is taken and then left without an answer is given time.
+new connection that is taken and then left without an answer, or closed, is given time. One refusal is none: ZeroMQ says the
+same when the system has let an attempt run out, because the peer does not come to accept what waits at its socket.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ does not answer any more is given up within 3 s, and one whose process has ended
 OPENING_PATIENCE: Final = 30.0
 """Seconds that a new connection has to stand. As long as the broker waits for a member that is connected and silent."""
 
+REFUSED_AGAIN: Final = 1.0
+"""Seconds within which a second refusal shows that the first was one: the next attempt comes after 50 ms, and an attempt
+that runs out takes 1.5 s."""
+
 OPENING: Final = "opening"
 STANDING: Final = "standing"
 DOUBTFUL: Final = "doubtful"
@@ -37,7 +42,6 @@ LOST: Final = "lost"
 
 TRANSITIONS: Final[Mapping[tuple[str, str], str]] = {
     (OPENING, "connected"): STANDING,
-    (OPENING, "disconnected"): DOUBTFUL,
     (OPENING, "refused"): DOUBTFUL,
     (STANDING, "disconnected"): DOUBTFUL,
     (STANDING, "refused"): DOUBTFUL,
@@ -57,6 +61,7 @@ class Sentinel:
         self.state = OPENING
         self.why = "it takes connections, and does not answer"
         self._until: float | None = now + OPENING_PATIENCE
+        self._refused_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Sentinel {self.state}{' ' + self.why if self.why else ''}>"
@@ -71,6 +76,9 @@ class Sentinel:
             self.why = REASONS[what]
         state = TRANSITIONS.get((self.state, what))
         if state is None:
+            return
+        if self.state == OPENING and what == "refused" and now > self._refused_at + REFUSED_AGAIN:
+            self._refused_at = now
             return
         self.state = state
         self.why = REASONS.get(what, "")
