@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from zrpc.errors import FrameError, LimitExceeded, VersionMismatch, ZrpcError
 from zrpc.wire.envelope import (
+    CHECK,
     INLINE_BODY_BYTES,
     INLINE_BUFFER_BYTES,
     KNOWN_BYTES,
@@ -121,7 +122,9 @@ def test_another_version_is_told_apart() -> None:
 def _with_header(what: object, about: object = None, body: bytes = b"", left: int = 0) -> list[bytes]:
     parts = [msgpack.packb(what), b"" if about is None else msgpack.packb(about)]
     sizes = [len(part) for part in (*parts, body)]
-    return [b"".join((struct.pack("<BBHIIIQQ", 0x5A, VERSION, 0, *sizes, 7, left), *parts, body))]
+    return [
+        b"".join((struct.pack("<BBHIIIQQH", 0x5A, VERSION, 0, *sizes, 7, left, (7 + 3 * left) % CHECK), *parts, body))
+    ]
 
 
 GOOD: list[object] = [1, 0, 0, 0, 0, None, None, None]
@@ -184,6 +187,16 @@ def test_a_trace_that_is_cut_off_is_refused() -> None:
         unpack([frame[:50]])
 
 
+def test_a_damaged_id_is_noticed() -> None:
+    envelope = Envelope(Kind.CALL, 0x1234, time_left_us=60_000_000)
+    for place in range(16, 32):
+        for bit in range(8):
+            frame = bytearray(pack(envelope)[0])
+            frame[place] ^= 1 << bit
+            with pytest.raises(FrameError, match=r"damaged|u63"):
+                unpack([frame])
+
+
 def test_time_left_has_63_bits() -> None:
     assert unpack(_with_header(GOOD, left=(1 << 63) - 1)).time_left_us == (1 << 63) - 1
     with pytest.raises(FrameError, match="time left"):
@@ -240,4 +253,4 @@ def test_a_message_over_a_limit_is_refused_by_the_sender_and_by_the_receiver(
 
 def test_repr_names_kind_and_sender() -> None:
     assert repr(Envelope(Kind.CALL, 7, 3, 9, function="f")) == "<Envelope CALL id=7 from=3/9 f body=0 buffers=0>"
-    assert PREAMBLE_BYTES == 32
+    assert PREAMBLE_BYTES == 34
