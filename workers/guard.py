@@ -11,9 +11,13 @@ was taken over PR_SET_PDEATHSIG, which knows one system only, one thread only, a
 
 import os
 import runpy
+import select
 import signal
 import sys
 import threading
+
+GRACE = 1.0
+"""Seconds that the guard has to end a process which ends at the same moment as its launcher."""
 
 
 def watch(descriptor: int) -> None:
@@ -32,9 +36,17 @@ def main() -> None:
     """Start watching, then run the module as `python -m` would."""
     descriptor, module = int(sys.argv[1]), sys.argv[2]
     os.set_inheritable(descriptor, False)
-    threading.Thread(target=watch, args=(descriptor,), name="zrpc-guard", daemon=True).start()
+    watcher = threading.Thread(target=watch, args=(descriptor,), name="zrpc-guard", daemon=True)
+    watcher.start()
     sys.argv = sys.argv[2:]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except BrokenPipeError:  # nobody reads the output any more: likely the launcher is gone, and soon noticed to be
+        watcher.join(GRACE)
+        raise
+    finally:
+        if select.select([descriptor], [], [], 0.0)[0]:  # it is gone, and would not kill what this process has started
+            watcher.join(GRACE)
 
 
 if __name__ == "__main__":
