@@ -80,7 +80,7 @@ class AgentOptions:
     """Local connections beside the encrypted ones, for workers of this user on this host; `ZRPC_LANES=off` has none."""
     shared_memory_bytes: int = 1 << 30
     """Shared memory for large tensors to workers of this host, at most; what finds no room goes through sockets."""
-    spin: float = 50e-6
+    spin: float = 80e-6
     """How long a wait for a message looks again and again before it sleeps, at most, while waits are short; 0: never."""
     drain_timeout: float = 30.0
     """How long a worker that leaves goes on with calls that it has begun to serve."""
