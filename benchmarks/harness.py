@@ -95,7 +95,10 @@ def _measure_cast(system: str, cast: Cast, names: tuple[str, ...], scale: Scale,
             _collect(ends, ends, deadline)  # all are ready
             pids = (os.getpid(), *(process.pid for process in processes.values()))  # a broker is in this process
             for name in cast.ranks:
-                ends[name].send(pids)
+                try:
+                    ends[name].send(pids)
+                except OSError:  # it was ready, and ran into the deadline since
+                    raise RoundFailed(f"the {name} ended early") from None
             found = _collect(ends, cast.clients, deadline)
             results: Results = {}
             for name in names:
