@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -92,5 +93,14 @@ def test_a_poller_looks_again_only_where_that_is_worth_it(
     poller.close()
 
 
-def test_there_is_a_core_to_run_on() -> None:
-    assert usable_cores() >= 1
+def test_cores_are_those_that_this_process_may_use() -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        assert usable_cores() == os.cpu_count()
+        return
+    allowed = os.sched_getaffinity(0)
+    assert usable_cores() == len(allowed)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -85,7 +85,6 @@ logger = logging.getLogger(__name__)
 BROKER_PATIENCE = 30.0
 """Seconds that the common end of a static group waits for a broker that is away: a restarted one is back long before."""
 
-
 _CALLS = (Kind.CALL, Kind.REMOTE_CALL)
 _REPLIES = (Kind.REPLY, Kind.ERROR, Kind.NEED_CODE, Kind.ANSWER)
 

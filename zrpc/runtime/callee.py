@@ -107,9 +107,8 @@ class Callee:
             if not self._find_function(task):
                 self._answer(task, Kind.NEED_CODE)
                 return
-            with self._served_lock:
-                if not self._served.accept(task.sender, envelope.message_id):
-                    return  # the network has repeated it; the references in it belong to the first
+            if not self.is_first(envelope):
+                return  # the network has repeated it; the references in it belong to the first
             is_remote = envelope.kind == _REMOTE_CALL
             if is_remote and envelope.rref is None:
                 raise FrameError("a remote call without an RRef id")

@@ -184,11 +184,7 @@ class Caller:
         scope = None if running.scope is None or kind != Kind.CALL else current_scope()
         if scope is not None:
             done = scope.left_by(message_id, Completer(done) if isinstance(done, Future) else done)
-        if isinstance(done, Future):
-            call = PendingCall(message_id, peer, target, envelope, deadline, timeout, None, profiled, done)
-        else:
-            call = PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled)
-        self._begin(call)
+        self._begin(PendingCall(message_id, peer, target, envelope, deadline, timeout, done, profiled))
         if scope is not None:
             self._enroll(message_id, scope)
         return message_id
@@ -206,7 +202,7 @@ class Caller:
         what: str,
         rref: RRefNumbers,
         timeout: float,
-        done: Completion,
+        done: Completion | Future[Any],
         extra: dict[int, Any] | None = None,
         profiled: ProfiledCall | None = None,
     ) -> int:
@@ -504,9 +500,8 @@ class Caller:
         is_simple = envelope.codec == Codec.NONE or plainvalues.is_plain(envelope.body)
         if envelope.kind != Kind.REPLY or not is_simple or call.profiled is not None:
             return True
-        awaited = call.awaited
-        if awaited is not None:
-            return awaited.has_callbacks
+        if call.future is not None:
+            return call.future.has_callbacks
         return call.envelope.kind not in _QUIET
 
     def cancel(self, message_id: int) -> bool:

@@ -103,8 +103,8 @@ class LocalLane(Lane):
             self.ear.watch_writing(True)
         is_deaf = False
         while True:
-            left = None if deadline is None else deadline - clock()
-            if left is not None and left <= 0.0:
+            left = time_left(deadline, clock())
+            if left == 0.0:
                 return None
             self.ear.wait(left)
             received = link.take()

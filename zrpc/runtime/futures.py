@@ -45,14 +45,8 @@ class Future(torch.futures.Future[T]):
     future is dropped.
     """
 
-    __slots__ = (
-        "caller",
-        "error",
-        "has_callbacks",
-        "message_id",
-        "place",
-        "waiter",
-    )  # a dict for each is one object more
+    # Without them each future has a dict, one more object for the garbage collector.
+    __slots__ = ("caller", "error", "has_callbacks", "message_id", "place", "waiter")
 
     error: BaseException | None
     """What the call ended with, if it failed."""

@@ -13,10 +13,10 @@ from zrpc.errors import CallTimeout, LocalFault, Overloaded, WorkerLost
 from zrpc.protocol.calls import CallTable, WorkerKey
 from zrpc.runtime.callables import Target
 from zrpc.runtime.executor import blocking_here
-from zrpc.runtime.futures import Completer, Future, complete
+from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.peers import Peer
 from zrpc.runtime.profiling import Completion, ProfiledCall
-from zrpc.runtime.threadstate import capture
+from zrpc.runtime.threadstate import ThreadState, capture
 from zrpc.runtime.values import forks_of
 from zrpc.wire.envelope import Envelope
 
@@ -29,7 +29,7 @@ MAX_TIMEOUT = 1e9
 
 
 class PendingCall:
-    """A call that waits for its reply: `done` is called with that, or `future` is completed in the state (grad mode and so
+    """A call that waits for its reply. `done` is called with that; a future is completed, in the state (grad mode and so
     on) of the thread that makes the call."""
 
     __slots__ = (
@@ -53,9 +53,8 @@ class PendingCall:
         envelope: Envelope,
         deadline: float | None,
         timeout: float,
-        done: Completion | None,
+        done: Completion | Future[Any],
         profiled: ProfiledCall | None = None,
-        future: Future[Any] | None = None,
     ) -> None:
         self.message_id = message_id
         self.peer = peer
@@ -63,26 +62,25 @@ class PendingCall:
         self.envelope = envelope
         self.deadline = deadline
         self.timeout = timeout
-        self.done = done
         self.profiled = profiled
-        self.future = future
-        self.state = None if future is None else capture()
+        self.done: Completion | None = None
+        self.future: Future[Any] | None = None
+        self.state: ThreadState | None = None
+        if isinstance(done, Future):
+            self.future, self.state = done, capture()
+        else:
+            self.done = done
 
     def end(self, value: Any, error: BaseException | None) -> None:
         """Give whoever waits the result, or the error."""
-        if self.future is None:
-            assert self.done is not None
+        if self.done is not None:
             self.done(value, error)
-        elif self.state is None:
-            complete(self.future, value, error)
-        else:
-            with self.state:
+        elif self.future is not None:
+            if self.state is None:
                 complete(self.future, value, error)
-
-    @property
-    def awaited(self) -> Future[Any] | None:
-        """The future that `end` completes and does nothing else; None if it does something else."""
-        return self.done.future if type(self.done) is Completer else self.future
+            else:
+                with self.state:
+                    complete(self.future, value, error)
 
 
 def check_timeout(timeout: float) -> float:

@@ -13,7 +13,7 @@ from zrpc.clock import Clock
 from zrpc.errors import CallTimeout, RRefLost, WorkerLost, ZrpcError
 from zrpc.ids import WorkerInfo
 from zrpc.runtime.caller import Caller
-from zrpc.runtime.futures import Completer, Future, complete
+from zrpc.runtime.futures import Future, complete
 from zrpc.runtime.handles import Handle, Reference
 from zrpc.runtime.peers import Peer
 from zrpc.runtime.profiling import Completion
@@ -114,7 +114,7 @@ class Remotes:
         future: Future[Any] = Future()
         link = peer.attend()
         try:
-            self._agent.caller.request(peer, Kind.RREF_FETCH, what, numbers, timeout, Completer(future))
+            self._agent.caller.request(peer, Kind.RREF_FETCH, what, numbers, timeout, future)
         except BaseException:
             if link is not None:
                 link.leave()

@@ -16,7 +16,7 @@ from zrpc.runtime.context import running
 class Scope:
     """A call that is being served, as its function sees it. Safe to use from any thread."""
 
-    __slots__ = ("_nested", "deadline", "is_cancelled")  # a task sets them itself
+    __slots__ = ("_nested", "deadline", "is_cancelled")
 
     def __init__(self, deadline: float | None) -> None:
         self.deadline = deadline

@@ -49,9 +49,7 @@ class Task(Scope):
     )
 
     def __init__(self, asker: Asker, envelope: Envelope, func: Callable[..., Any] | None, now: float) -> None:
-        self.deadline = now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None
-        self.is_cancelled = False
-        self._nested = None
+        super().__init__(now + envelope.time_left_us * 1e-6 if envelope.time_left_us else None)
         self.asker = asker
         self.envelope = envelope
         self.func = func

@@ -134,7 +134,7 @@ class CodeStore:
         """
         if hash is None:
             return self._by_name.get(name) or find_scripted(name) or find_operator(name)
-        return self._own.get(hash) or self._resolve_content(name, hash)
+        return self._resolve_content(name, hash)
 
     def is_own(self, name: str) -> bool:
         """Whether the name is that of a TorchScript function of this worker, not of torch's."""

@@ -124,10 +124,7 @@ class LocalLink:
                 return self._send_placed(self.carrier, placed, frames)
         pieces, size = pack_record(frames)
         with self._lock:
-            if self._closed or self.is_ended:
-                raise RouteGone(_CLOSED)
-            self._out += 1
-            self._bytes_out += size
+            self._count(size)
             if self._inbox and size < JOIN_BYTES:
                 now = monotonic()
                 if not self._kept:

@@ -85,7 +85,6 @@ KNOWN: Final = 1024
 
 RREF_NUMBERS: Final = 8
 """Integers in the header's rref field; those that a kind of message has no use for are 0."""
-_MAX_U64: Final = (1 << 64) - 1
 _MAX_U63: Final = (1 << 63) - 1
 
 
